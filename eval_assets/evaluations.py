@@ -1,0 +1,248 @@
+"""Asset `evaluation`: the grid of model versions and benchmarks, one cell a partition."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import dagster as dg
+
+from eval_assets.benchmarks import stored_benchmark
+from eval_assets.evaluator import Outcome, Progress, cell_for, evaluate
+from eval_assets.events import record_materialization
+from eval_assets.gates import check_cell, check_specs, record_checks
+from eval_assets.metrics import ScoringSettings
+from eval_assets.model_versions import recorded
+from eval_assets.partitions import cell_key, cells_of_run, grid
+from eval_assets.tasks import SCORING_VERSION
+from resources.configured import EngineResource
+from resources.errors import UserError
+from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Sample
+from resources.registries import Registry
+from resources.results import ResultsStore
+from resources.settings import Settings
+
+LOG_SECONDS = 10.0
+FORCE_TAG = "eval/force"
+"""On a run: evaluate its cells again although they are committed."""
+
+_listeners: list[Callable[[Progress], None]] = []
+
+
+@contextmanager
+def progress_to(listener: Callable[[Progress], None]) -> Iterator[None]:
+    """Send the progress of evaluations in this process to a listener, too."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def scoring_settings(settings: Settings) -> ScoringSettings:
+    """What the metrics need to know of their surroundings."""
+    return ScoringSettings(
+        bertscore_model=settings.bertscore_model, bertscore_layers=settings.bertscore_layers
+    )
+
+
+def _column_schema() -> dg.TableSchema:
+    columns = [("evaluation_id", "string"), ("dataset", "string"), ("model", "string")]
+    columns += [(field.name, str(field.type)) for field in SAMPLE_SCHEMA]
+    return dg.TableSchema([dg.TableColumn(name, type=kind) for name, kind in columns])
+
+
+@dg.multi_asset(
+    name="evaluation",
+    specs=[
+        dg.AssetSpec(
+            "evaluation",
+            deps=[
+                dg.AssetDep(
+                    "model_version", partition_mapping=dg.MultiToSingleDimensionPartitionMapping("model")
+                ),
+                dg.AssetDep(
+                    "benchmark", partition_mapping=dg.MultiToSingleDimensionPartitionMapping("dataset")
+                ),
+            ],
+            description=(
+                "One model version on one benchmark: every sample with its scores, and the metrics with "
+                "their intervals, committed to the results store as Parquet."
+            ),
+            skippable=True,
+            code_version=SCORING_VERSION,
+            group_name="evaluations",
+            kinds={"pytorch", "parquet"},
+            owners=["team:evaluation"],
+            tags={"stage": "evaluation"},
+            metadata={
+                "dagster/column_schema": _column_schema(),
+                "metrics_columns": ", ".join(METRIC_SCHEMA.names),
+            },
+        )
+    ],
+    partitions_def=grid,
+    check_specs=check_specs(),
+    can_subset=True,
+)
+def evaluation(
+    context: dg.AssetExecutionContext,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
+    engines: EngineResource,
+) -> Iterator[dg.Output[None]]:
+    """Evaluate the run's cells, model by model; a cell that fails takes no other with it."""
+    yield from ()
+    force = context.run.tags.get(FORCE_TAG) == "true"
+    failed: dict[str, str] = {}
+    for model_key, cells in groupby(cells_of_run(context), key=lambda cell: cell[1]):
+        for dataset, _ in cells:
+            partition = cell_key(dataset, model_key)
+            try:
+                _evaluate_cell(context, dataset, model_key, registry, store, engines, force=force)
+            except UserError as error:
+                failed[partition] = str(error)
+            except Exception as error:
+                # Whatever one cell ran into, the next one of the row gets its turn; the run fails below.
+                context.log.exception(f"{model_key} on {dataset} failed")
+                failed[partition] = f"{type(error).__name__}: {error}"
+    if failed:
+        lines = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
+        raise dg.Failure(f"{len(failed)} of the run's cells failed: {lines}", allow_retries=False)
+
+
+def _evaluate_cell(
+    context: dg.AssetExecutionContext,
+    dataset: str,
+    model_key: str,
+    registry: Registry,
+    store: ResultsStore,
+    engines: EngineResource,
+    *,
+    force: bool,
+) -> None:
+    settings = Settings.from_environment()
+    model = recorded(model_key, registry, store)
+    benchmark = stored_benchmark(dataset, store, settings.limit)
+    scoring = scoring_settings(settings)
+    cell = cell_for(model, benchmark, engines.fingerprint_fields(), scoring)
+    partition = cell_key(dataset, model_key)
+    outcome = evaluate(
+        cell,
+        model,
+        benchmark,
+        lambda: engines.load(model),
+        store,
+        scoring=scoring,
+        force=force,
+        run_id=context.run.run_id,
+        revision=settings.git_revision,
+        on_progress=_Reporter(context),
+    )
+    samples = store.samples(outcome.record)
+    record_materialization(
+        context,
+        "evaluation",
+        partition,
+        data_version=cell.fingerprint,
+        code_version=SCORING_VERSION,
+        inputs={"model_version": model_key, "benchmark": dataset},
+        metadata=_metadata(outcome, samples, benchmark.available),
+    )
+    record_checks(context, partition, check_cell(benchmark, outcome.record, samples))
+    context.log.info(_summary(outcome))
+
+
+class _Reporter:
+    """Passes progress on: to listeners at once, to the run's log every `LOG_SECONDS`."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._logged_at = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        for listener in _listeners:
+            listener(progress)
+        now = time.monotonic()
+        if now - self._logged_at < LOG_SECONDS:
+            return
+        self._logged_at = now
+        tokens = progress.prompt_tokens + progress.output_tokens
+        self._context.log.info(
+            f"{progress.cell.model} on {progress.cell.dataset}: {progress.done}/{progress.total} samples, "
+            f"{tokens / max(progress.seconds, 1e-9):,.0f} tokens/s"
+        )
+
+
+def _summary(outcome: Outcome) -> str:
+    record = outcome.record
+    score = record["score"]
+    value = "not scored" if score is None else f"{record['primary_metric']} {score['value']:.4f}"
+    how = "reused" if outcome.reused else f"{sum(record['seconds'].values()):.1f} s"
+    return f"{record['model']} on {record['dataset']}: {value}, n={record['samples']} ({how})"
+
+
+def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> Mapping[str, Any]:
+    record = outcome.record
+    score = record["score"] or {}
+    seconds = sum(record["seconds"].values())
+    metadata: dict[str, Any] = {
+        "primary_metric": record["primary_metric"],
+        "items": f"{record['samples']} of {available}",
+        "dagster/partition_row_count": record["samples"],
+        "samples_with_error": record["samples_with_error"],
+        "samples_truncated": record["samples_truncated"],
+        "prompt_tokens": record["prompt_tokens"],
+        "output_tokens": record["output_tokens"],
+        "seconds": round(seconds, 1),
+        "samples_per_second": round(record["samples"] / max(seconds, 1e-9), 2),
+        "peak_memory_bytes": record["peak_memory_bytes"],
+        "reused": outcome.reused,
+        "evaluation_id": record["evaluation_id"],
+        "fingerprint": record["fingerprint"],
+        "computed_by": dg.MetadataValue.dagster_run(record["run_id"]),
+        "example_samples": dg.MetadataValue.md(_examples(samples)),
+    }
+    if score:
+        metadata["score"] = float(score["value"])
+        metadata["interval_95"] = (
+            "none" if score["ci_low"] is None else f"{score['ci_low']:.4f} to {score['ci_high']:.4f}"
+        )
+        if score["stderr"] is not None:
+            metadata["stderr"] = float(score["stderr"])
+    # Plotted by the UI over partitions and time, each under its own name.
+    metadata |= {f"metric/{name}": float(value) for name, value in record["metrics"].items()}
+    return metadata
+
+
+def _examples(samples: Sequence[Sample], count: int = 5) -> str:
+    rows = ["| item | prompt (end) | answer | expected | scores |", "|---|---|---|---|---|"]
+    for sample in samples[:count]:
+        if sample.loglikelihoods and sample.choices:
+            best = max(range(len(sample.choices)), key=lambda i: sample.loglikelihoods[i])
+            answer = sample.choices[best]
+        else:
+            answer = sample.output or ""
+        expected = (
+            sample.choices[sample.target]
+            if sample.target is not None and sample.choices
+            else " / ".join(sample.references[:2])
+        )
+        scores = ", ".join(f"{name} {value:.3g}" for name, value in list(sample.scores.items())[:4])
+        cells = (
+            str(sample.index),
+            sample.prompt[-120:],
+            answer[:120],
+            expected[:120],
+            sample.error or scores,
+        )
+        rows.append("| " + " | ".join(_inert(cell) for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _inert(text: str) -> str:
+    """Text as one cell of a Markdown table that renders none of it."""
+    for character, replacement in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
+        text = text.replace(character, replacement)
+    return " ".join(text.split()) or " "

@@ -1,0 +1,146 @@
+"""Asset checks on each cell: is this evaluation complete, finite, plausible?
+
+The checks are computed where the samples are at hand, in the run of the cell, and recorded per cell. They
+are declared here so that the UI lists them even before the first run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from eval_assets.evaluator import Benchmark, metric_of
+from eval_assets.partitions import grid
+from resources.records import Sample
+
+TRUNCATED_SHARE = 0.01
+EMPTY_SHARE = 0.05
+
+_CHECKS = {
+    "complete": "Every item is present exactly once.",
+    "finite": "No sample has an error: log-likelihoods are finite numbers and outputs exist.",
+    "truncated_inputs": f"At most {TRUNCATED_SHARE:.0%} of the inputs were cut to the model's context (warning).",
+    "empty_outputs": f"At most {EMPTY_SHARE:.0%} of the generated outputs are empty (warning).",
+    "score_in_range": "Each metric lies inside its possible range and its interval around it.",
+    "above_chance": "The score of a multiple-choice benchmark is better than guessing (warning).",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """The result of one check on one cell."""
+
+    name: str
+    passed: bool
+    warning_only: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_specs() -> list[dg.AssetCheckSpec]:
+    """The declarations of all checks on a cell."""
+    return [
+        dg.AssetCheckSpec(name, asset="evaluation", description=description, partitions_def=grid)
+        for name, description in _CHECKS.items()
+    ]
+
+
+def check_cell(
+    benchmark: Benchmark, record: Mapping[str, Any], samples: Sequence[Sample]
+) -> list[CheckOutcome]:
+    """Judge a committed evaluation by its samples and record."""
+    expected = {item.sample_id for item in benchmark.items}
+    found = [sample.sample_id for sample in samples]
+    missing, strange = expected - set(found), set(found) - expected
+    repeated = len(found) - len(set(found))
+    errors = [sample for sample in samples if sample.error is not None]
+    truncated = sum(sample.truncated_tokens > 0 for sample in samples)
+    outputs = [sample.output for sample in samples if sample.output is not None]
+    empty = sum(not output.strip() for output in outputs)
+    return [
+        CheckOutcome(
+            "complete",
+            not missing and not strange and not repeated,
+            metadata={
+                "items": len(expected),
+                "missing": len(missing),
+                "unknown": len(strange),
+                "repeated": repeated,
+            },
+        ),
+        CheckOutcome(
+            "finite",
+            not errors,
+            metadata={
+                "samples_with_error": len(errors),
+                "first_error": f"item {errors[0].index}: {errors[0].error}" if errors else "none",
+            },
+        ),
+        CheckOutcome(
+            "truncated_inputs",
+            truncated <= TRUNCATED_SHARE * len(samples),
+            warning_only=True,
+            metadata={"truncated": truncated, "share": truncated / max(len(samples), 1)},
+        ),
+        CheckOutcome(
+            "empty_outputs",
+            empty <= EMPTY_SHARE * len(outputs),
+            warning_only=True,
+            metadata={"empty": empty, "share": empty / max(len(outputs), 1)},
+        ),
+        _score_in_range(benchmark, record),
+        _above_chance(benchmark, record, samples),
+    ]
+
+
+def _score_in_range(benchmark: Benchmark, record: Mapping[str, Any]) -> CheckOutcome:
+    outside = {}
+    for name, value in record["metrics"].items():
+        low, high = metric_of(benchmark.spec, name).bounds
+        if value is None or not math.isfinite(value) or not low <= value <= high:
+            outside[name] = f"{value} is not in [{low}, {high}]"
+    score = record["score"]
+    passed = not outside and score is not None
+    if score is not None and score["ci_low"] is not None:
+        passed = passed and score["ci_low"] <= score["value"] <= score["ci_high"]
+    return CheckOutcome(
+        "score_in_range",
+        passed,
+        metadata={"outside": dg.MetadataValue.json(outside), "scored": score is not None},
+    )
+
+
+def _above_chance(
+    benchmark: Benchmark, record: Mapping[str, Any], samples: Sequence[Sample]
+) -> CheckOutcome:
+    """Guessing gets one of k choices right, so its accuracy is the mean of 1 / k; only accuracies can be
+    compared with it."""
+    score = record["score"]
+    accuracy = benchmark.spec.primary_metric.startswith("acc") or benchmark.spec.primary_metric == "mc1"
+    if benchmark.spec.task != "multiple_choice" or not accuracy or score is None:
+        return CheckOutcome("above_chance", True, warning_only=True, metadata={"chance": "does not apply"})
+    chance = sum(1 / len(sample.choices) for sample in samples) / len(samples)
+    return CheckOutcome(
+        "above_chance",
+        score["value"] > chance,
+        warning_only=True,
+        metadata={"score": score["value"], "chance": chance},
+    )
+
+
+def record_checks(
+    context: dg.AssetExecutionContext, partition: str, outcomes: Sequence[CheckOutcome]
+) -> None:
+    """Log the outcomes for one cell."""
+    for outcome in outcomes:
+        context.log_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("evaluation"),
+                check_name=outcome.name,
+                passed=outcome.passed,
+                severity=dg.AssetCheckSeverity.WARN if outcome.warning_only else dg.AssetCheckSeverity.ERROR,
+                metadata=dict(outcome.metadata),
+                partition=partition,
+            )
+        )

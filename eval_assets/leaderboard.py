@@ -1,0 +1,118 @@
+"""Asset `leaderboard`: the DuckDB catalogue and the table that people look at first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from resources.catalog import Catalog
+from resources.results import ResultsStore
+
+COLUMNS = ("benchmark", "model", "metric", "score", "95% interval", "n", "change since")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell of the grid as people read it."""
+
+    benchmark: str
+    model: str
+    metric: str
+    score: str
+    interval: str
+    n: str
+    change: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The values in the order of `COLUMNS`."""
+        return (self.benchmark, self.model, self.metric, self.score, self.interval, self.n, self.change)
+
+
+def leaderboard_rows(catalog: Catalog) -> list[Row]:
+    """The current evaluation of each cell, each compared with the oldest version of its model.
+
+    The comparison is paired, sample by sample; "unchanged" means that the 95 % interval of the difference
+    holds zero.
+    """
+    with catalog.connect() as connection:
+        found = connection.execute(
+            """
+            WITH first AS (
+                SELECT dataset, model_name, arg_min(model, finished_at) AS baseline
+                FROM history GROUP BY ALL)
+            SELECT l.dataset, l.model, l.metric, l.value, l.ci_low, l.ci_high, l.n, l.items_available,
+                   l.status, first.baseline, c.change, c.difference, c.ci_low, c.ci_high
+            FROM leaderboard l
+            JOIN first USING (dataset, model_name)
+            LEFT JOIN comparisons c
+              ON c.dataset = l.dataset AND c.model = l.model AND c.baseline = first.baseline
+            ORDER BY l.dataset, l.model
+            """
+        ).fetchall()
+    rows = []
+    for dataset, model, metric, value, low, high, n, available, status, baseline, change, *difference in found:
+        if status != "valid":
+            score, interval, verdict = "not valid", "", "samples with errors: see the cell's checks"
+        else:
+            score = _number(value)
+            interval = "" if low is None else f"{_number(low)} – {_number(high)}"
+            verdict = _verdict(model, baseline, change, difference)
+        count = f"{n:,}" if n == available else f"{n:,} of {available:,}"
+        rows.append(Row(dataset, model, metric, score, interval, count, verdict))
+    return rows
+
+
+def _verdict(model: str, baseline: str, change: str | None, difference: Sequence[float | None]) -> str:
+    if model == baseline:
+        return "first version"
+    if change is None:
+        return f"not comparable with {baseline}"
+    mean, low, high = difference
+    if mean is None or low is None or high is None:
+        return f"{change} ({baseline})"
+    return f"{change} ({mean:+.3f}, {low:+.3f} to {high:+.3f}; {baseline})"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+@dg.asset(
+    deps=[dg.AssetDep("evaluation", partition_mapping=dg.AllPartitionMapping())],
+    group_name="results",
+    kinds={"duckdb"},
+    owners=["team:evaluation"],
+    tags={"stage": "results"},
+    code_version="1",
+    metadata={
+        "dagster/column_schema": dg.TableSchema(
+            [dg.TableColumn(name, type="string") for name in COLUMNS]
+        )
+    },
+)
+def leaderboard(
+    context: dg.AssetExecutionContext, store: dg.ResourceParam[ResultsStore]
+) -> dg.MaterializeResult[None]:
+    """The catalogue of all committed evaluations (catalog.duckdb), and the leaderboard drawn from it."""
+    catalog = Catalog(store)
+    refresh = catalog.refresh()
+    rows = leaderboard_rows(catalog)
+    context.log.info(f"{refresh.added} evaluations added, {refresh.removed} removed, {refresh.total} in all")
+    return dg.MaterializeResult(
+        metadata={
+            "leaderboard": dg.MetadataValue.md(markdown(rows)),
+            "evaluations": refresh.total,
+            "added": refresh.added,
+            "removed": refresh.removed,
+            "catalogue": dg.MetadataValue.path(f"{store.root}/catalog.duckdb"),
+        }
+    )

@@ -1,0 +1,124 @@
+"""What a metric is: how one answered sample is scored and how many samples become one estimate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from eval_assets.statistics import Clusters, Floats, mean_estimate
+from resources.records import Estimate, Sample
+
+if TYPE_CHECKING:  # the package that holds the benchmarks imports this one to validate them
+    from eval_assets.suite.spec import MetricSpec, TaskType
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringSettings:
+    """What scoring needs besides the answers.
+
+    `bertscore_model` is a folder or a hub id, empty for none. `bertscore_layers` is the hidden layer that
+    BERTScore compares; None is the one that bert-score recommends for a model it knows, otherwise the last.
+    `device` is a torch device name or ``auto``.
+    """
+
+    bertscore_model: str = ""
+    bertscore_layers: int | None = None
+    device: str = "auto"
+
+
+Scorer: TypeAlias = "Callable[[Sequence[Sample], Sequence[MetricSpec], ScoringSettings], list[list[float]]]"
+"""Scores samples for several metrics that share their work; one list of scores for each of the metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """How samples become one value where the mean of their scores isn't it.
+
+    `statistics` gives one row a sample; `estimate` turns the rows of any set of samples into a value.
+    """
+
+    statistics: Callable[[Sequence[Sample], MetricSpec], Floats]
+    estimate: Callable[[Floats, Clusters], Estimate]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that a benchmark may name.
+
+    `needs` has a key for each task type that the metric fits: the fields that an item must have for it.
+    `reads` are the fields of a sample without which it can't be scored, where that depends on the sample
+    as a function of it. `options` are the fields of a
+    MetricSpec that it takes besides its name. `bounds` is the range of possible values; a score of a
+    `proportion` is 0 or 1. `higher_is_better` is None for what is only a description.
+    """
+
+    name: str
+    description: str
+    higher_is_better: bool | None
+    bounds: tuple[float, float]
+    needs: Mapping[TaskType, frozenset[str]]
+    scorer: Scorer
+    reads: tuple[str, ...] | Callable[[Sample], tuple[str, ...]] = ()
+    options: frozenset[str] = frozenset()
+    proportion: bool = False
+    aggregation: Aggregation | None = None
+
+    @property
+    def tasks(self) -> frozenset[TaskType]:
+        """The task types that this metric fits."""
+        return frozenset(self.needs)
+
+    def missing(self, sample: Sample) -> str | None:
+        """The first field that the sample lacks for this metric."""
+        reads = self.reads(sample) if callable(self.reads) else self.reads
+        return next((field for field in reads if not _present(getattr(sample, field))), None)
+
+    def statistics(self, samples: Sequence[Sample], spec: MetricSpec) -> Floats:
+        """What `estimate` needs of each sample, shape (samples, k), or (samples,) where that is the score."""
+        if self.aggregation is not None:
+            return self.aggregation.statistics(samples, spec)
+        return np.array([sample.scores[spec.name] for sample in samples], dtype=np.float64)
+
+    def estimate(self, statistics: Floats, clusters: Clusters) -> Estimate:
+        """The metric over the samples that `statistics` belong to."""
+        if self.aggregation is not None:
+            return self.aggregation.estimate(statistics, clusters)
+        return mean_estimate(statistics, clusters, self.proportion, self.bounds)
+
+
+def each(score: Callable[[Sample, MetricSpec], float]) -> Scorer:
+    """The scorer of a metric that looks at one sample at a time."""
+
+    def scorer(
+        samples: Sequence[Sample], specs: Sequence[MetricSpec], _: ScoringSettings
+    ) -> list[list[float]]:
+        return [[score(sample, spec) for sample in samples] for spec in specs]
+
+    return scorer
+
+
+def needing(*fields: str, task: TaskType = "generation") -> Mapping[TaskType, frozenset[str]]:
+    """The `needs` of a metric for one task type."""
+    return {task: frozenset(fields)}
+
+
+def softmax(loglikelihoods: Sequence[float]) -> list[float]:
+    """Probabilities of the choices, given that one of them is taken."""
+    highest = max(loglikelihoods)
+    weights = [math.exp(value - highest) for value in loglikelihoods]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def argmax(values: Sequence[float]) -> int:
+    """The index of the highest value, the first of several (as numpy's, on which the harness relies)."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _present(value: object) -> bool:
+    # An empty output is an answer, and target 0 is a choice; an empty list is nothing to compare with.
+    return len(value) > 0 if isinstance(value, (list, tuple)) else value is not None

@@ -1,0 +1,66 @@
+"""The two dimensions, model and dataset, and the grid that they span."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import dagster as dg
+
+from eval_assets.suite import load_suite
+from resources.settings import Settings
+
+SUITE = load_suite(Settings.from_environment().benchmarks)
+
+# Partition mappings of a multi-partitioned asset and partitioned checks are beta; tests hold what we need of
+# them, so a user of this project needs no warning on every command.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+models = dg.DynamicPartitionsDefinition(name="model")
+datasets = dg.StaticPartitionsDefinition(list(SUITE))
+grid = dg.MultiPartitionsDefinition({"dataset": datasets, "model": models})
+
+DATASETS_TAG = "eval/datasets"
+"""On a run over a model's row: the datasets meant, comma-separated, where they are not all in the range."""
+
+_RANGE_START = "dagster/asset_partition_range_start"
+_RANGE_END = "dagster/asset_partition_range_end"
+
+
+def cell_key(dataset: str, model: str) -> dg.MultiPartitionKey:
+    """The partition key of a cell."""
+    return dg.MultiPartitionKey({"dataset": dataset, "model": model})
+
+
+def row_tags(model: str, wanted: Iterable[str]) -> dict[str, str]:
+    """Tags of one run over a model's row: its weights are then loaded once for all the wanted datasets.
+
+    Dagster knows only ranges, so the range goes from the first to the last wanted dataset, and where
+    others lie between them a tag of ours names those that are meant.
+    """
+    order = list(SUITE)
+    chosen = sorted(set(wanted), key=order.index)
+    between = order[order.index(chosen[0]) : order.index(chosen[-1]) + 1]
+    tags = {
+        _RANGE_START: str(cell_key(chosen[0], model)),
+        _RANGE_END: str(cell_key(chosen[-1], model)),
+    }
+    if between != chosen:
+        tags[DATASETS_TAG] = ",".join(chosen)
+    return tags
+
+
+def dataset_range_tags(first: str, last: str) -> dict[str, str]:
+    """Tags of one run over consecutive datasets."""
+    return {_RANGE_START: first, _RANGE_END: last}
+
+
+def cells_of_run(context: dg.AssetExecutionContext) -> Sequence[tuple[str, str]]:
+    """``(dataset, model)`` of each cell of the run, those of one model after each other."""
+    meant = context.run.tags.get(DATASETS_TAG)
+    wanted = set(meant.split(",")) if meant else set(SUITE)
+    cells = []
+    for key in context.partition_keys:
+        dimensions = grid.get_partition_key_from_str(key).keys_by_dimension
+        if dimensions["dataset"] in wanted:
+            cells.append((dimensions["dataset"], dimensions["model"]))
+    return sorted(cells, key=lambda cell: (cell[1], cell[0]))

@@ -1,0 +1,279 @@
+"""What a terminal shows: progress, tables, and where things are."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from types import TracebackType
+
+import duckdb
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eval_assets.evaluations import progress_to
+from eval_assets.evaluator import Progress as CellProgress
+from eval_assets.leaderboard import COLUMNS, leaderboard_rows
+from eval_assets.partitions import SUITE
+from resources.catalog import CATALOG, Catalog
+from resources.errors import UserError
+from resources.results import Cell, ResultsStore
+from resources.settings import Settings
+
+console = Console(highlight=False, soft_wrap=False)
+
+
+def register_models(patterns: Sequence[str]) -> None:
+    """Register the versions that match; say what each one is."""
+    from eval_assets.runs import Runs
+
+    runs = Runs()
+    keys = runs.models(patterns)
+    runs.register(keys)
+    table = Table("model version", "architecture", "parameters", "weights", "context", "chat template", "digest")
+    for key in keys:
+        record = runs.store.model_version(key)
+        if record is None:
+            continue
+        table.add_row(
+            key,
+            record["architecture"],
+            f"{record['parameters']:,}",
+            f"{record['weight_bytes'] / 1e6:,.0f} MB",
+            f"{record['context_length']:,}",
+            "yes" if record["chat_template"] else "no",
+            record["digest"][:12],
+        )
+    console.print(table)
+
+
+def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: bool) -> None:
+    """Evaluate what is missing, with a progress bar, then print the leaderboard and where things are."""
+    from eval_assets.runs import RunFailedError, Runs, work_left
+
+    started = time.monotonic()
+    datasets = [_known_benchmark(key) for key in benchmarks] or list(SUITE)
+    runs = Runs()
+    models = runs.models(patterns)
+    for key in runs.register(models, only_changed=True):
+        console.print(f"registered {key}")
+    for key in runs.prepare(datasets):
+        console.print(f"prepared   {key}")
+    cells = runs.cells(models, datasets)
+    requests = runs.missing(cells, force=force)
+    asked = {(request.model, dataset) for request in requests for dataset in request.datasets}
+    todo = {cell: benchmark for cell, benchmark in cells.items() if (cell.model, cell.dataset) in asked}
+    failures: list[str] = []
+    if not todo:
+        console.print(f"All {len(cells)} cells are evaluated already: nothing to do.")
+    else:
+        items = sum(len(benchmark.items) for benchmark in todo.values())
+        console.print(f"{len(todo)} of {len(cells)} cells to evaluate, {items:,} samples.")
+        with _Bar(len(todo), items, work_left(todo)) as bar, progress_to(bar.update):
+            for request in requests:
+                try:
+                    runs.evaluate(request, force=force)
+                except RunFailedError as error:
+                    failures.append(str(error))
+    runs.refresh_leaderboard()
+    show_leaderboard()
+    _say_where(runs.settings.store, time.monotonic() - started)
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def show_leaderboard() -> None:
+    """Print the leaderboard of all committed evaluations."""
+    catalog = _catalog()
+    rows = leaderboard_rows(catalog)
+    if not rows:
+        raise UserError(f"no evaluations in {Settings.from_environment().store} yet: run 'make demo' or 'make evaluate'")
+    table = Table(*COLUMNS)
+    for column in (3, 4, 5):
+        table.columns[column].justify = "right"
+    for position, row in enumerate(rows):
+        last = position + 1 == len(rows) or rows[position + 1].benchmark != row.benchmark
+        table.add_row(*row.cells(), end_section=last)
+    _wide().print(table)
+
+
+def run_query(query: str) -> None:
+    """Print the result of one query as a table."""
+    catalog = _catalog()
+    with catalog.connect() as connection:
+        try:
+            _print_result(connection.execute(query))
+        except duckdb.Error as error:
+            raise UserError(f"SQL: {str(error).splitlines()[0]}") from error
+
+
+def sql_shell() -> None:
+    """Read queries from the terminal until it ends; views and columns by ``.tables``."""
+    catalog = _catalog()
+    with catalog.connect() as connection:
+        console.print("Tables and views: " + ", ".join(_relations(connection)) + ".  End with ; — leave with Ctrl-D.")
+        for query in _queries():
+            try:
+                _print_result(connection.execute(query))
+            except duckdb.Error as error:
+                console.print(f"SQL: {error}", style="red", markup=False)
+
+
+def list_benchmarks() -> None:
+    """Print the benchmarks that the YAML files declare; loading them has validated them."""
+    table = Table("key", "task", "few-shot", "metrics", "source", "title")
+    for key, spec in SUITE.items():
+        fewshot = len(spec.fewshot.examples) or spec.fewshot.n
+        source = spec.source.hub or spec.source.path or ""
+        metrics = ", ".join(metric.name for metric in spec.metrics)
+        table.add_row(key, spec.task, str(fewshot), metrics, source, spec.title)
+    _wide().print(table)
+
+
+def _catalog() -> Catalog:
+    catalog = Catalog(ResultsStore(Settings.from_environment().store))
+    catalog.refresh()
+    return catalog
+
+
+def _known_benchmark(key: str) -> str:
+    if key in SUITE:
+        return key
+    near = get_close_matches(key, SUITE, n=1)
+    raise UserError(
+        f"unknown benchmark {key!r}{f': did you mean {near[0]!r}?' if near else ''} "
+        "('make check-benchmarks' lists them; your own go into a folder named by EVAL_BENCHMARKS)"
+    )
+
+
+def _say_where(store: str, seconds: float) -> None:
+    console.print(f"\nDone in {seconds:,.0f} s. Everything is in {store}:", soft_wrap=True)
+    console.print("  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json")
+    console.print(f"  {CATALOG}                          the same as tables for DuckDB")
+    console.print("\nTry next:")
+    console.print("  make ui                                 the grid in Dagster's web UI")
+    console.print('  Q="select * from comparisons" make -s sql')
+    console.print("  EVAL_LIMIT=500 make evaluate MODELS='smollm2-135m@*' BENCHMARKS=hellaswag")
+
+
+class _Bar:
+    """Cells, samples, tokens a second and time left; on a pipe, a line a cell."""
+
+    def __init__(self, cells: int, samples: int, work: int) -> None:
+        self._cells, self._samples = cells, samples
+        self._done: dict[Cell, CellProgress] = {}
+        self._started = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task: TaskID = self._progress.add_task("starting", total=work, figures="")
+        self._resumed_work: dict[Cell, int] = {}
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, progress: CellProgress) -> None:
+        """Take in how far a cell is."""
+        self._resumed_work.setdefault(progress.cell, progress.work_done)
+        self._done[progress.cell] = progress
+        done = self._done.values()
+        finished = sum(p.done == p.total for p in done)
+        samples = sum(p.done for p in done)
+        work = sum(p.work_done for p in done)
+        tokens = progress.prompt_tokens + progress.output_tokens
+        figures = (
+            f"cell {min(finished + 1, self._cells)}/{self._cells}  {samples:,}/{self._samples:,} samples  "
+            f"{tokens / max(progress.seconds, 1e-9):,.0f} tokens/s  {self._left(work)}"
+        )
+        self._progress.update(
+            self._task,
+            completed=work,
+            description=f"{progress.cell.model} {progress.cell.dataset}",
+            figures=figures,
+        )
+        if progress.done == progress.total and not console.is_terminal:
+            console.print(f"{progress.cell.model} {progress.cell.dataset}: {progress.total} samples, {figures}")
+
+    def _left(self, work: int) -> str:
+        new_work = work - sum(self._resumed_work.values())
+        if new_work <= 0:
+            return ""
+        total = self._progress.tasks[0].total or 0
+        seconds = (time.monotonic() - self._started) / new_work * (total - work)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+
+def _wide() -> Console:
+    """On a pipe or file a table is as wide as it needs; in a terminal it folds."""
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _print_result(result: duckdb.DuckDBPyConnection) -> None:
+    if result.description is None:
+        return
+    table = Table(*[column[0] for column in result.description])
+    for row in result.fetchmany(1000):
+        table.add_row(*[_cell(value) for value in row])
+    _wide().print(table, markup=False)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = "" if value is None else str(value)
+    return text.replace("[", r"\[") if len(text) <= 200 else text[:197].replace("[", r"\[") + "..."
+
+
+def _relations(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = connection.execute(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = 'main' ORDER BY 1"
+    )
+    return [row[0] for row in rows.fetchall()]
+
+
+@contextmanager
+def _history() -> Iterator[None]:
+    """Line editing where the platform has it."""
+    try:
+        import readline  # noqa: F401  (its import gives input() a history)
+    except ImportError:
+        pass
+    yield
+
+
+def _queries() -> Iterator[str]:
+    buffered: list[str] = []
+    with _history():
+        while True:
+            try:
+                line = input("sql> " if not buffered else "...> ") if sys.stdin.isatty() else input()
+            except EOFError:
+                if buffered:
+                    yield "\n".join(buffered)
+                return
+            except KeyboardInterrupt:
+                buffered.clear()
+                print()
+                continue
+            if line.strip() == ".tables" and not buffered:
+                yield "SELECT table_name FROM information_schema.tables ORDER BY 1"
+                continue
+            buffered.append(line)
+            if line.rstrip().endswith(";"):
+                yield "\n".join(buffered)
+                buffered.clear()

@@ -1,0 +1,272 @@
+"""The DuckDB catalogue: a reader's view of the results store, rebuilt or refreshed from its files at any time.
+
+`Catalog.refresh` copies the present catalogue, adds and removes what the committed evaluations say, and
+puts the result in its place by one rename: readers keep the file that they have open and never wait.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from resources.errors import UserError
+from resources.results import RECORD, ResultsStore
+
+CATALOG = "catalog.duckdb"
+SCHEMA_VERSION = 1
+
+_EVALUATION_FIELDS = {
+    "evaluation_id": pa.string(),
+    "dataset": pa.string(),
+    "model": pa.string(),
+    "model_name": pa.string(),
+    "model_version": pa.string(),
+    "model_digest": pa.string(),
+    "model_parameters": pa.int64(),
+    "fingerprint": pa.string(),
+    "benchmark_version": pa.string(),
+    "benchmark_fingerprint": pa.string(),
+    "task": pa.string(),
+    "status": pa.string(),
+    "run_id": pa.string(),
+    "started_at": pa.string(),
+    "finished_at": pa.string(),
+    "items_available": pa.int64(),
+    "samples": pa.int64(),
+    "samples_resumed": pa.int64(),
+    "samples_with_error": pa.int64(),
+    "samples_truncated": pa.int64(),
+    "prompt_tokens": pa.int64(),
+    "output_tokens": pa.int64(),
+    "primary_metric": pa.string(),
+    "higher_is_better": pa.bool_(),
+    "peak_memory_bytes": pa.int64(),
+    "scoring_version": pa.string(),
+    "python": pa.string(),
+    "git_revision": pa.string(),
+}
+_ENGINE_FIELDS = {
+    "engine": pa.string(),
+    "device": pa.string(),
+    "dtype": pa.string(),
+    "threads": pa.int64(),
+    "seed": pa.int64(),
+}
+_PHASES = ("load", "model", "score")
+_SCORE_FIELDS = ("value", "stderr", "ci_low", "ci_high")
+
+_TABLES = """
+CREATE TABLE catalog_version AS SELECT $version::INTEGER AS version;
+CREATE TABLE evaluations ({evaluations});
+CREATE TABLE metrics (
+    evaluation_id VARCHAR, dataset VARCHAR, model VARCHAR, metric VARCHAR, "group" VARCHAR,
+    value DOUBLE, stderr DOUBLE, ci_low DOUBLE, ci_high DOUBLE, n BIGINT);
+CREATE TABLE samples (
+    evaluation_id VARCHAR, dataset VARCHAR, model VARCHAR, sample_id VARCHAR, "index" BIGINT,
+    "group" VARCHAR, cluster VARCHAR, prompt VARCHAR, target INTEGER, choices VARCHAR[], labels TINYINT[],
+    "references" VARCHAR[], incorrect_references VARCHAR[], loglikelihoods DOUBLE[],
+    choice_tokens INTEGER[], is_greedy BOOLEAN[], output VARCHAR, finish_reason VARCHAR,
+    prompt_tokens INTEGER, output_tokens INTEGER, truncated_tokens INTEGER, scores MAP(VARCHAR, DOUBLE),
+    error VARCHAR);
+"""
+
+_VIEWS = """
+CREATE VIEW sample_scores AS
+SELECT evaluation_id, dataset, model, sample_id, "index", "group", cluster,
+       score.key AS metric, score.value AS value
+FROM (SELECT * EXCLUDE (scores), unnest(map_entries(scores)) AS score FROM samples);
+
+-- A cell's current evaluation: of those with the latest evaluation's model files and benchmark, the one with
+-- the most items, then the latest. So a quick try with few items never hides a fuller evaluation.
+CREATE VIEW current_evaluations AS
+SELECT * EXCLUDE (latest_digest, latest_benchmark) FROM (
+    SELECT *,
+        first_value(model_digest) OVER latest AS latest_digest,
+        first_value(benchmark_fingerprint) OVER latest AS latest_benchmark
+    FROM evaluations WINDOW latest AS (PARTITION BY dataset, model ORDER BY finished_at DESC, evaluation_id))
+WHERE model_digest = latest_digest AND benchmark_fingerprint = latest_benchmark
+QUALIFY row_number() OVER (
+    PARTITION BY dataset, model ORDER BY samples DESC, finished_at DESC, evaluation_id) = 1;
+
+CREATE VIEW history AS
+SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,
+       samples AS n, items_available, status, finished_at, model_digest, benchmark_fingerprint, run_id,
+       evaluation_id
+FROM evaluations;
+
+CREATE VIEW leaderboard AS
+SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,
+       samples AS n, items_available, higher_is_better, status, finished_at, evaluation_id
+FROM current_evaluations;
+
+-- Two versions of one model on the same items, sample by sample. The standard error of the mean difference
+-- is clustered where items share a passage (Miller, arXiv 2411.00640, section 4), with the G / (G - 1) factor
+-- that makes it the usual paired one where each item is its own cluster.
+CREATE VIEW comparisons AS
+WITH pairs AS (
+    SELECT a.dataset, a.primary_metric AS metric, a.model AS baseline, b.model AS model,
+           a.higher_is_better, coalesce(y.cluster, y.sample_id) AS cluster,
+           y.scores[a.primary_metric] - x.scores[a.primary_metric] AS difference
+    FROM current_evaluations a
+    JOIN current_evaluations b
+      ON a.dataset = b.dataset AND a.model_name = b.model_name AND a.model <> b.model
+     AND a.benchmark_fingerprint = b.benchmark_fingerprint AND a.primary_metric = b.primary_metric
+    JOIN samples x ON x.evaluation_id = a.evaluation_id
+    JOIN samples y ON y.evaluation_id = b.evaluation_id AND y.sample_id = x.sample_id
+    WHERE a.status = 'valid' AND b.status = 'valid'
+), wholes AS (
+    SELECT dataset, metric, baseline, model, higher_is_better, count(difference) AS n,
+           avg(difference) AS mean, count(*) FILTER (WHERE difference > 0) AS higher,
+           count(*) FILTER (WHERE difference < 0) AS lower
+    FROM pairs WHERE difference IS NOT NULL GROUP BY ALL
+), residuals AS (
+    SELECT dataset, metric, baseline, model, cluster, sum(difference - mean) AS residual
+    FROM pairs JOIN wholes USING (dataset, metric, baseline, model)
+    WHERE difference IS NOT NULL GROUP BY ALL
+), spreads AS (
+    SELECT dataset, metric, baseline, model, count(*) AS clusters, sum(residual * residual) AS squares
+    FROM residuals GROUP BY ALL
+), errors AS (
+    SELECT dataset, metric, baseline, model, n, mean AS difference, higher, lower, higher_is_better,
+           CASE WHEN clusters > 1 THEN sqrt(squares * clusters / (clusters - 1)) / n END AS stderr
+    FROM wholes JOIN spreads USING (dataset, metric, baseline, model)
+)
+SELECT dataset, model, baseline, metric, difference, stderr,
+       difference - 1.959963984540054 * stderr AS ci_low,
+       difference + 1.959963984540054 * stderr AS ci_high,
+       n, higher, lower,
+       CASE WHEN stderr IS NULL THEN 'undecided'
+            WHEN higher = 0 AND lower = 0 THEN 'identical'
+            WHEN abs(difference) <= 1.959963984540054 * stderr THEN 'unchanged'
+            WHEN (difference > 0) = higher_is_better THEN 'better' ELSE 'worse' END AS change
+FROM errors;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """What a refresh did: evaluations added, removed, and in the catalogue now."""
+
+    added: int
+    removed: int
+    total: int
+
+
+class Catalog:
+    """The catalogue of a results store."""
+
+    def __init__(self, store: ResultsStore) -> None:
+        self._store = store
+        self._path = f"{store.root}/{CATALOG}"
+
+    def refresh(self) -> Refresh:
+        """Make the catalogue say what the committed evaluations say."""
+        committed = self._committed()
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder, CATALOG)
+            if not self._copy_present(local):
+                local.unlink(missing_ok=True)
+            with duckdb.connect(str(local)) as connection:
+                connection.register_filesystem(self._store.filesystem)
+                if not connection.execute("SELECT 1 FROM duckdb_tables() LIMIT 1").fetchone():
+                    _create(connection)
+                known = {row[0] for row in connection.execute("SELECT evaluation_id FROM evaluations").fetchall()}
+                added, removed = sorted(set(committed) - known), sorted(known - set(committed))
+                if added or removed or not self._store.filesystem.exists(self._path):
+                    connection.execute("BEGIN")
+                    for table in ("evaluations", "metrics", "samples"):
+                        connection.execute(
+                            f"DELETE FROM {table} WHERE list_contains($ids, evaluation_id)", {"ids": removed}
+                        )
+                    self._insert(connection, [committed[name] for name in added])
+                    connection.execute("COMMIT")
+            if added or removed or not self._store.filesystem.exists(self._path):
+                self._store.put_file(CATALOG, local)
+        return Refresh(len(added), len(removed), len(committed))
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A read-only connection to the catalogue as it is; raises UserError where there is none."""
+        if not self._store.filesystem.exists(self._path):
+            raise UserError(
+                f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' (or run 'make demo') first"
+            )
+        if self._store.is_local:
+            return duckdb.connect(self._path, read_only=True)
+        folder = tempfile.mkdtemp(prefix="catalog-")
+        self._copy_present(Path(folder, CATALOG))
+        return duckdb.connect(str(Path(folder, CATALOG)), read_only=True)
+
+    def _committed(self) -> dict[str, str]:
+        """Evaluation id -> folder of every committed evaluation."""
+        filesystem, root = self._store.filesystem, f"{self._store.root}/evaluations"
+        if not filesystem.exists(root):
+            return {}
+        paths = filesystem.glob(f"{root}/*/*/*/{RECORD}")
+        return {path.rsplit("/", 2)[1]: path.rsplit("/", 1)[0] for path in paths}
+
+    def _copy_present(self, target: Path) -> bool:
+        """Copy the present catalogue; False where there is none that this version can go on with."""
+        if not self._store.filesystem.exists(self._path):
+            return False
+        if self._store.is_local:
+            shutil.copyfile(self._path, target)
+        else:
+            self._store.filesystem.get_file(self._path, str(target))
+        try:
+            with duckdb.connect(str(target), read_only=True) as connection:
+                row = connection.execute("SELECT version FROM catalog_version").fetchone()
+        except duckdb.Error:
+            return False
+        return row == (SCHEMA_VERSION,)
+
+    def _insert(self, connection: duckdb.DuckDBPyConnection, folders: Sequence[str]) -> None:
+        records = []
+        for folder in folders:
+            records.append(_row(json.loads(self._store.filesystem.cat_file(f"{folder}/{RECORD}"))))
+        if not records:
+            return
+        evaluations = pa.Table.from_pylist(records, schema=_evaluation_schema())
+        connection.register("new_evaluations", evaluations)
+        connection.execute("INSERT INTO evaluations BY NAME SELECT * FROM new_evaluations")
+        connection.unregister("new_evaluations")
+        scheme = "" if self._store.is_local else f"{self._store.scheme}://"
+        for table in ("metrics", "samples"):
+            connection.execute(
+                f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet($files)",
+                {"files": [f"{scheme}{folder}/{table}.parquet" for folder in folders]},
+            )
+
+
+def _evaluation_schema() -> pa.Schema:
+    fields = {**_EVALUATION_FIELDS, **_ENGINE_FIELDS}
+    fields |= {f"seconds_{phase}": pa.float64() for phase in _PHASES}
+    fields |= dict.fromkeys(_SCORE_FIELDS, pa.float64())
+    fields["record"] = pa.string()
+    return pa.schema(list(fields.items()))
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    row = {name: record.get(name) for name in _EVALUATION_FIELDS}
+    engine = record["engine"]
+    row |= {name: engine.get(name) for name in _ENGINE_FIELDS}
+    row |= {f"seconds_{phase}": record["seconds"].get(phase) for phase in _PHASES}
+    row |= {name: (record["score"] or {}).get(name) for name in _SCORE_FIELDS}
+    row["record"] = json.dumps(record)
+    return row
+
+
+def _create(connection: duckdb.DuckDBPyConnection) -> None:
+    kinds = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN", pa.float64(): "DOUBLE"}
+    columns = ", ".join(
+        f"{field.name} {'TIMESTAMPTZ' if field.name.endswith('_at') else kinds[field.type]}"
+        for field in _evaluation_schema()
+    )
+    tables, views = _TABLES.format(evaluations=columns), _VIEWS
+    connection.execute(tables.replace("$version", str(SCHEMA_VERSION)))
+    connection.execute(views)

@@ -1,0 +1,136 @@
+"""Every environment variable that this project reads, in one place."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from resources.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What can be set from outside. docs/configuration.md is checked against these fields by a test."""
+
+    store: str
+    registry: str
+    benchmarks: tuple[Path, ...]
+    data_mirror: Path
+    limit: int | None
+    device: str
+    dtype: str
+    threads: int
+    batch_tokens: int
+    seed: int
+    bertscore_model: str
+    bertscore_layers: int | None
+    git_revision: str | None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the variables of `VARIABLES`; relative paths start at the current folder.
+
+        Raises UserError naming the variable where a value can't be used.
+        """
+        env = os.environ if environ is None else environ
+
+        def text(field: str) -> str:
+            variable = VARIABLES[field]
+            return env.get(variable.name, "").strip() or variable.default
+
+        def whole_number(field: str) -> int:
+            try:
+                number = int(text(field))
+            except ValueError:
+                number = -1
+            if number < (0 if field == "seed" else 1):
+                raise UserError(
+                    f"{VARIABLES[field].name}={text(field)!r}: expected a positive whole number; "
+                    "correct it or unset it"
+                )
+            return number
+
+        encoder = text("bertscore_model") or str(Path(text("data_mirror"), LOCAL_ENCODER).absolute())
+        return cls(
+            store=_absolute(text("store")),
+            registry=_absolute(text("registry")),
+            benchmarks=tuple(
+                Path(folder).absolute() for folder in text("benchmarks").split(os.pathsep) if folder
+            ),
+            data_mirror=Path(text("data_mirror")).absolute(),
+            limit=whole_number("limit") if text("limit") not in ("", "none") else None,
+            device=text("device"),
+            dtype=text("dtype"),
+            threads=whole_number("threads") if text("threads") else len(os.sched_getaffinity(0)),
+            batch_tokens=whole_number("batch_tokens"),
+            seed=whole_number("seed"),
+            bertscore_model=encoder,
+            bertscore_layers=whole_number("bertscore_layers") if text("bertscore_layers") else None,
+            git_revision=text("git_revision") or _checked_out_revision(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """An environment variable: its name, the default ("" for none) and what it does."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+LOCAL_ENCODER = "encoders/all-MiniLM-L6-v2"
+
+VARIABLES: Mapping[str, Variable] = {
+    "store": Variable("EVAL_STORE", ".eval", "folder or URL of the results store"),
+    "registry": Variable("EVAL_REGISTRY", "models", "folder of the model registry: <name>/<version>/"),
+    "benchmarks": Variable(
+        "EVAL_BENCHMARKS", "", "further folders of benchmark YAML files, separated as in PATH"
+    ),
+    "data_mirror": Variable(
+        "EVAL_DATA_MIRROR", "data", "folder of hub datasets, <hub id>/<config>/<split>.parquet, looked at first"
+    ),
+    "limit": Variable(
+        "EVAL_LIMIT", "", "items of each benchmark to evaluate, chosen by content hash; none for all"
+    ),
+    "device": Variable("EVAL_DEVICE", "auto", "auto, cpu, cuda or mps"),
+    "dtype": Variable(
+        "EVAL_DTYPE", "auto", "auto (float32 on a CPU, the checkpoint's own elsewhere), float32, bfloat16, float16"
+    ),
+    "threads": Variable("EVAL_THREADS", "", "CPU threads of the engine; by default the cores it may use"),
+    "batch_tokens": Variable("EVAL_BATCH_TOKENS", "4096", "tokens in one batch, padding included"),
+    "seed": Variable("EVAL_SEED", "1234", "seed of everything random"),
+    "bertscore_model": Variable(
+        "EVAL_BERTSCORE_MODEL", "", "encoder folder or hub id; by default the mirror's all-MiniLM-L6-v2"
+    ),
+    "bertscore_layers": Variable(
+        "EVAL_BERTSCORE_LAYERS", "6", "hidden layer of the encoder that BERTScore reads"
+    ),
+    "git_revision": Variable(
+        "EVAL_GIT_REVISION", "", "commit that evaluations record; by default the checkout's own"
+    ),
+}
+if {f.name for f in fields(Settings)} != set(VARIABLES):  # a new setting must be described
+    raise RuntimeError("Settings and VARIABLES name different settings")
+
+
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
+
+
+@cache
+def _checked_out_revision() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

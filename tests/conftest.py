@@ -1,0 +1,79 @@
+"""Fixtures shared by the whole suite: real models, the real encoder, a store, a Dagster instance."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# One thread and no network: the numbers are then the same on every machine, and a test that reaches for
+# a hub fails at once.
+os.environ.update(
+    OMP_NUM_THREADS="2", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+)
+sys.path.insert(0, str(ROOT))
+
+# The test benchmarks, in a copy that tests may change; the suite is read when eval_assets is imported.
+BENCHMARKS = Path(tempfile.mkdtemp(prefix="benchmarks-"))
+shutil.copytree(ROOT / "tests" / "benchmarks", BENCHMARKS, dirs_exist_ok=True)
+for variable in [name for name in os.environ if name.startswith("EVAL_")]:
+    del os.environ[variable]
+os.environ["EVAL_BENCHMARKS"] = str(BENCHMARKS)
+
+from resources.engines.settings import EngineSettings  # noqa: E402  (the path must be set first)
+from resources.engines.transformers_engine import TransformersEngine  # noqa: E402
+from resources.results import ResultsStore  # noqa: E402
+
+
+def _input(path: Path) -> Path:
+    if not path.exists():
+        pytest.fail(f"{path.relative_to(ROOT)} is missing: run 'make inputs' (make test does)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder registry with the three versions of SmolLM2-135M-Instruct."""
+    return _input(ROOT / "models")
+
+
+@pytest.fixture(scope="session")
+def smollm(models: Path) -> Path:
+    """SmolLM2-135M-Instruct as published, float32."""
+    return _input(models / "smollm2-135m" / "1")
+
+
+@pytest.fixture(scope="session")
+def smollm_engine(smollm: Path) -> Iterator[TransformersEngine]:
+    """The real model, loaded once a test run."""
+    engine = TransformersEngine.load(smollm, EngineSettings(device="cpu", dtype="float32", threads=2))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The mirror of the real benchmarks."""
+    return _input(ROOT / "data")
+
+
+@pytest.fixture(scope="session")
+def bertscore_model(data: Path) -> Path:
+    """all-MiniLM-L6-v2, the encoder that BERTScore reads."""
+    return _input(data / "encoders" / "all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_benchmarks() -> Iterator[None]:
+    yield
+    shutil.rmtree(BENCHMARKS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultsStore:
+    """An empty results store."""
+    return ResultsStore(str(tmp_path / "store"))

@@ -1,0 +1,169 @@
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resources.errors import UserError
+from resources.keys import key_of_segment, path_segment
+from resources.records import SAMPLE_SCHEMA, Estimate, Sample
+from resources.results import AlreadyCommittedError, Cell, MetricRow, ResultsStore
+
+CELL = Cell("hellaswag", "org/model@1", "ab" * 32)
+METRICS = [MetricRow("acc", None, Estimate(0.5, 0.1, 0.3, 0.7, 2)), MetricRow("acc", "g", Estimate(1, None, None, None, 1))]
+
+
+def sample(index: int, **values: object) -> Sample:
+    return Sample(
+        sample_id=f"id{index}", index=index, group="g", cluster=None, prompt=f"prompt {index}", **values  # type: ignore[arg-type]
+    )
+
+
+def test_a_sample_survives_the_way_through_parquet_unchanged() -> None:
+    original = sample(
+        3, target=1, choices=["a", "b"], labels=[0, 1], references=["x"], incorrect_references=["y"],
+        loglikelihoods=[-1.5, -0.25], choice_tokens=[2, 3], is_greedy=[True, False], output="text",
+        finish_reason="stop", prompt_tokens=7, output_tokens=5, truncated_tokens=1,
+        scores={"acc": 1.0, "acc_norm": 0.0}, error=None,
+    )  # fmt: skip
+    table = pa.Table.from_pylist([original.as_row()], schema=SAMPLE_SCHEMA)
+    assert Sample.from_row(table.to_pylist()[0]) == original
+
+
+def test_an_evaluation_exists_only_once_its_record_is_written(store: ResultsStore) -> None:
+    """A reader must never see half an evaluation, whatever its writer was doing when it died."""
+    with store.writer(CELL) as writer:
+        writer.append([sample(0)])
+        assert list(store.records()) == []
+        assert store.committed(CELL) is None
+        record = writer.commit([sample(1), sample(0)], METRICS, {"status": "valid"})
+        folder = Path(writer.path)
+    assert [found for _, found in store.records()] == [record]
+    assert store.committed(CELL) == record
+    assert [s.index for s in store.samples(record)] == [0, 1]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "evaluation.json", "metrics.parquet", "samples.parquet",
+    ]  # fmt: skip
+
+
+def test_samples_and_metrics_carry_their_evaluation(store: ResultsStore) -> None:
+    with store.writer(CELL) as writer:
+        writer.commit([sample(0)], METRICS, {})
+        import pyarrow.parquet as pq
+
+        for name in ("samples", "metrics"):
+            row = pq.read_table(f"{writer.path}/{name}.parquet").to_pylist()[0]
+            assert (row["evaluation_id"], row["dataset"], row["model"]) == (
+                "abababababababab-1", "hellaswag", "org/model@1",
+            )  # fmt: skip
+
+
+def test_the_next_writer_finds_what_a_killed_one_had_finished(store: ResultsStore) -> None:
+    with pytest.raises(KeyboardInterrupt), store.writer(CELL) as writer:
+        writer.append([sample(0), sample(1)])
+        writer.append([sample(2)])
+        raise KeyboardInterrupt
+    with store.writer(CELL) as writer:
+        assert sorted(s.index for s in writer.finished()) == [0, 1, 2]
+        writer.append([sample(3)])
+        assert sorted(s.index for s in writer.finished()) == [0, 1, 2, 3]
+
+
+def test_another_fingerprint_never_resumes_the_samples_of_the_first(store: ResultsStore) -> None:
+    with store.writer(CELL) as writer:
+        writer.append([sample(0)])
+    with store.writer(Cell(CELL.dataset, CELL.model, "cd" * 32)) as writer:
+        assert writer.finished() == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped"])
+def test_a_damaged_progress_part_is_thrown_away(store: ResultsStore, damage: str) -> None:
+    with store.writer(CELL) as writer:
+        writer.append([sample(0)])
+        writer.append([sample(1)])
+        part = sorted(Path(writer.path, "progress").iterdir())[0]
+        content = bytearray(part.read_bytes())
+        if damage == "truncated":
+            content = content[: len(content) // 2]
+        else:
+            content[len(content) // 2] ^= 1
+        part.write_bytes(content)
+    with store.writer(CELL) as writer:
+        assert [s.index for s in writer.finished()] == [1]
+        assert len(list(Path(writer.path, "progress").iterdir())) == 1
+
+
+def test_a_committed_evaluation_is_not_written_again_unless_forced(store: ResultsStore) -> None:
+    with store.writer(CELL) as writer:
+        writer.commit([sample(0)], METRICS, {"n": 1})
+    with pytest.raises(AlreadyCommittedError), store.writer(CELL):
+        pass
+    with store.writer(CELL, force=True) as writer:
+        assert writer.evaluation_id.endswith("-2")
+        writer.commit([sample(0)], METRICS, {"n": 2})
+    committed = store.committed(CELL)
+    assert committed is not None
+    assert committed["n"] == 2
+    assert len(list(store.records())) == 2
+
+
+def test_a_second_process_on_the_same_cell_gets_one_clear_line(store: ResultsStore) -> None:
+    """Two workers on one cell would score every sample twice."""
+    program = (
+        "import sys; from resources.results import *\n"
+        f"s = ResultsStore({store.root!r})\n"
+        f"with s.writer(Cell(*{[CELL.dataset, CELL.model, CELL.fingerprint]!r}), owner='run 1'):\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as caught, store.writer(CELL):
+            pass
+        assert str(other.pid) in str(caught.value)
+        assert "org/model@1 on hellaswag is being evaluated by another process" in str(caught.value)
+        other.kill()
+        other.wait()
+        with store.writer(CELL) as writer:  # a dead owner's lease is taken over at once
+            assert writer.finished() == []
+
+
+def test_a_full_or_read_only_store_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    store = ResultsStore(str(tmp_path / "a file"))
+    (tmp_path / "a file").write_text("not a folder")
+    with pytest.raises(UserError, match=r"can't write .*a file/models/m@1\.json.*EVAL_STORE"):
+        store.save_model_version("m@1", {})
+
+
+def test_files_of_the_store_can_be_read_by_other_users(store: ResultsStore) -> None:
+    """A pod with another uid reads what this one wrote."""
+    store.save_model_version("m@1", {"digest": "x"})
+    mode = os.stat(f"{store.root}/models/m@1.json").st_mode
+    assert mode & stat.S_IROTH
+    assert json.loads(Path(store.root, "models", "m@1.json").read_text()) == {"digest": "x"}
+
+
+def test_an_object_store_keeps_the_same_promises() -> None:
+    store = ResultsStore("memory://bucket/results")
+    with store.writer(CELL) as writer:
+        writer.append([sample(0)])
+        assert [s.index for s in writer.finished()] == [0]
+        record = writer.commit([sample(0)], METRICS, {})
+    assert store.committed(CELL) == record
+    assert [s.index for s in store.samples(record)] == [0]
+
+
+@given(st.text(min_size=1, max_size=50))
+def test_a_key_is_one_segment_of_a_path_and_comes_back(key: str) -> None:
+    segment = path_segment(key.replace("\ud800", ""))
+    assert "/" not in segment
+    assert "\\" not in segment
+    assert key_of_segment(segment) == key
