@@ -24,7 +24,7 @@ class _OneLineErrors(click.Group):
 
 @click.group(cls=_OneLineErrors)
 def main() -> None:
-    """Continuous evaluation of language models. Settings come from EVAL_* variables: docs/configuration.md."""
+    """Continuous evaluation of language models. EVAL_* variables set it up: docs/configuration.md."""
 
 
 @main.command()

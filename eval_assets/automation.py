@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import dagster as dg
+from pydantic import Field
 
 from eval_assets.model_versions import register
-from eval_assets.partitions import datasets, grid, models
+from eval_assets.partitions import models
 from resources.errors import UserError
 from resources.registries import Registry
 from resources.results import Cell, ResultsStore
@@ -41,7 +42,7 @@ def plan(
 class RegisterConfig(dg.Config):
     """Which versions to register; none named: every version of the registry."""
 
-    models: list[str] = []
+    models: list[str] = Field(default_factory=list)
 
 
 @dg.op(tags={"kind": "registry"})

@@ -21,7 +21,7 @@ EMPTY_SHARE = 0.05
 _CHECKS = {
     "complete": "Every item is present exactly once.",
     "finite": "No sample has an error: log-likelihoods are finite numbers and outputs exist.",
-    "truncated_inputs": f"At most {TRUNCATED_SHARE:.0%} of the inputs were cut to the model's context (warning).",
+    "truncated_inputs": f"At most {TRUNCATED_SHARE:.0%} of the inputs were cut to the context (warning).",
     "empty_outputs": f"At most {EMPTY_SHARE:.0%} of the generated outputs are empty (warning).",
     "score_in_range": "Each metric lies inside its possible range and its interval around it.",
     "above_chance": "The score of a multiple-choice benchmark is better than guessing (warning).",
@@ -111,9 +111,7 @@ def _score_in_range(benchmark: Benchmark, record: Mapping[str, Any]) -> CheckOut
     )
 
 
-def _above_chance(
-    benchmark: Benchmark, record: Mapping[str, Any], samples: Sequence[Sample]
-) -> CheckOutcome:
+def _above_chance(benchmark: Benchmark, record: Mapping[str, Any], samples: Sequence[Sample]) -> CheckOutcome:
     """Guessing gets one of k choices right, so its accuracy is the mean of 1 / k; only accuracies can be
     compared with it."""
     score = record["score"]

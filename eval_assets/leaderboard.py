@@ -50,12 +50,25 @@ def leaderboard_rows(catalog: Catalog) -> list[Row]:
             """
         ).fetchall()
     rows = []
-    for dataset, model, metric, value, low, high, n, available, status, baseline, change, *difference in found:
+    for (
+        dataset,
+        model,
+        metric,
+        value,
+        low,
+        high,
+        n,
+        available,
+        status,
+        baseline,
+        change,
+        *difference,
+    ) in found:
         if status != "valid":
             score, interval, verdict = "not valid", "", "samples with errors: see the cell's checks"
         else:
             score = _number(value)
-            interval = "" if low is None else f"{_number(low)} – {_number(high)}"
+            interval = "" if low is None else f"{_number(low)} to {_number(high)}"
             verdict = _verdict(model, baseline, change, difference)
         count = f"{n:,}" if n == available else f"{n:,} of {available:,}"
         rows.append(Row(dataset, model, metric, score, interval, count, verdict))
@@ -94,9 +107,7 @@ def markdown(rows: Sequence[Row]) -> str:
     tags={"stage": "results"},
     code_version="1",
     metadata={
-        "dagster/column_schema": dg.TableSchema(
-            [dg.TableColumn(name, type="string") for name in COLUMNS]
-        )
+        "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, type="string") for name in COLUMNS])
     },
 )
 def leaderboard(

@@ -25,7 +25,9 @@ CODE_VERSION = "1"
     tags={"stage": "inputs"},
 )
 def model_version(
-    context: dg.AssetExecutionContext, registry: dg.ResourceParam[Registry], store: dg.ResourceParam[ResultsStore]
+    context: dg.AssetExecutionContext,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
 ) -> Iterator[dg.Output[None]]:
     """A model version whose files were verified (digest, safetensors, tokenizer) and measured."""
     yield from ()

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -45,7 +46,7 @@ class Runs:
     def __init__(self) -> None:
         if not os.environ.get("DAGSTER_HOME"):
             raise UserError(
-                "DAGSTER_HOME is not set: use the make targets, or export it as the folder that holds dagster.yaml"
+                "DAGSTER_HOME is not set: use the make targets, or export it: the folder that holds dagster.yaml"
             )
         self.instance = dg.DagsterInstance.get()
         self.settings = Settings.from_environment()
@@ -65,14 +66,14 @@ class Runs:
                 if "*" in pattern or "?" in pattern:
                     known = ", ".join(keys[:10]) or "none"
                     raise UserError(
-                        f"no model version in {self.settings.registry} matches {pattern!r}; there are: {known}"
+                        f"no model version in {self.settings.registry} matches {pattern!r}; it has: {known}"
                     )
                 self.registry.fetch(ModelKey.parse(pattern))
             chosen += [key for key in matching if key not in chosen]
         return chosen
 
     def register(self, keys: Sequence[str], *, only_changed: bool = False) -> list[str]:
-        """Register versions; with `only_changed` those that are new or whose files changed. Returns the keys."""
+        """Register versions, with `only_changed` those that are new or changed; returns their keys."""
         wanted = [key for key in keys if not only_changed or self._needs_registration(key)]
         if wanted:
             self._run("register_models", ops={"register_versions": {"config": {"models": wanted}}})
@@ -102,7 +103,9 @@ class Runs:
 
     def missing(self, cells: Collection[Cell], *, force: bool = False) -> list[RowRequest]:
         """The runs that the cells still need."""
-        finished = {cell.fingerprint for cell in cells if not force and self.store.committed(cell) is not None}
+        finished = {
+            cell.fingerprint for cell in cells if not force and self.store.committed(cell) is not None
+        }
         return plan(cells, finished, self._in_flight())
 
     def evaluate(self, request: RowRequest, *, force: bool = False) -> None:
@@ -122,7 +125,7 @@ class Runs:
         record = self.store.model_version(key)
         if record is None or not self.instance.has_dynamic_partition("model", key):
             return True
-        return measured(key, self.registry, self.store).digest != record["digest"]
+        return bool(measured(key, self.registry, self.store).digest != record["digest"])
 
     def _run(
         self,
@@ -137,7 +140,10 @@ class Runs:
             partition_key=partition_key,
             tags={**(tags or {}), PROCESS_TAG: self._process},
             # The run's log is in the instance; the terminal shows progress instead.
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": dict(ops or {})},
+            run_config={
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                "ops": dict(ops or {}),
+            },
             raise_on_error=False,
         )
         if _was_interrupted(result):
@@ -155,12 +161,12 @@ class Runs:
         return rows
 
     def _end_orphans(self) -> None:
-        """Runs of a terminal's process that was killed are marked as failed, as the UI would else show for ever."""
+        """Mark runs of a terminal that was killed as failed; the UI would show them as running for ever."""
         host = socket.gethostname()
         for run in self.instance.get_runs(dg.RunsFilter(statuses=_ACTIVE)):
             process = run.tags.get(PROCESS_TAG, "")
             owner, _, pid = process.rpartition(":")
-            if owner == host and not os.path.exists(f"/proc/{pid}"):
+            if owner == host and not Path("/proc", pid).exists():
                 self.instance.report_run_failed(run, f"its process ({process}) was ended")
 
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from difflib import get_close_matches
 from types import TracebackType
 
@@ -31,7 +31,9 @@ def register_models(patterns: Sequence[str]) -> None:
     runs = Runs()
     keys = runs.models(patterns)
     runs.register(keys)
-    table = Table("model version", "architecture", "parameters", "weights", "context", "chat template", "digest")
+    table = Table(
+        "model version", "architecture", "parameters", "weights", "context", "chat template", "digest"
+    )
     for key in keys:
         record = runs.store.model_version(key)
         if record is None:
@@ -88,7 +90,9 @@ def show_leaderboard() -> None:
     catalog = _catalog()
     rows = leaderboard_rows(catalog)
     if not rows:
-        raise UserError(f"no evaluations in {Settings.from_environment().store} yet: run 'make demo' or 'make evaluate'")
+        raise UserError(
+            f"no evaluations in {Settings.from_environment().store} yet: run 'make demo' or 'make evaluate'"
+        )
     table = Table(*COLUMNS)
     for column in (3, 4, 5):
         table.columns[column].justify = "right"
@@ -112,7 +116,9 @@ def sql_shell() -> None:
     """Read queries from the terminal until it ends; views and columns by ``.tables``."""
     catalog = _catalog()
     with catalog.connect() as connection:
-        console.print("Tables and views: " + ", ".join(_relations(connection)) + ".  End with ; — leave with Ctrl-D.")
+        console.print(
+            "Tables and views: " + ", ".join(_relations(connection)) + ".  End with ; — leave with Ctrl-D."
+        )
         for query in _queries():
             try:
                 _print_result(connection.execute(query))
@@ -149,7 +155,9 @@ def _known_benchmark(key: str) -> str:
 
 def _say_where(store: str, seconds: float) -> None:
     console.print(f"\nDone in {seconds:,.0f} s. Everything is in {store}:", soft_wrap=True)
-    console.print("  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json")
+    console.print(
+        "  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json"
+    )
     console.print(f"  {CATALOG}                          the same as tables for DuckDB")
     console.print("\nTry next:")
     console.print("  make ui                                 the grid in Dagster's web UI")
@@ -207,7 +215,9 @@ class _Bar:
             figures=figures,
         )
         if progress.done == progress.total and not console.is_terminal:
-            console.print(f"{progress.cell.model} {progress.cell.dataset}: {progress.total} samples, {figures}")
+            console.print(
+                f"{progress.cell.model} {progress.cell.dataset}: {progress.total} samples, {figures}"
+            )
 
     def _left(self, work: int) -> str:
         new_work = work - sum(self._resumed_work.values())
@@ -246,34 +256,26 @@ def _relations(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [row[0] for row in rows.fetchall()]
 
 
-@contextmanager
-def _history() -> Iterator[None]:
-    """Line editing where the platform has it."""
-    try:
-        import readline  # noqa: F401  (its import gives input() a history)
-    except ImportError:
-        pass
-    yield
-
-
 def _queries() -> Iterator[str]:
+    """Each query that is typed, up to its semicolon."""
+    with suppress(ImportError):  # importing it gives input() line editing and a history
+        import readline  # noqa: F401
     buffered: list[str] = []
-    with _history():
-        while True:
-            try:
-                line = input("sql> " if not buffered else "...> ") if sys.stdin.isatty() else input()
-            except EOFError:
-                if buffered:
-                    yield "\n".join(buffered)
-                return
-            except KeyboardInterrupt:
-                buffered.clear()
-                print()
-                continue
-            if line.strip() == ".tables" and not buffered:
-                yield "SELECT table_name FROM information_schema.tables ORDER BY 1"
-                continue
-            buffered.append(line)
-            if line.rstrip().endswith(";"):
+    while True:
+        try:
+            line = input("sql> " if not buffered else "...> ") if sys.stdin.isatty() else input()
+        except EOFError:
+            if buffered:
                 yield "\n".join(buffered)
-                buffered.clear()
+            return
+        except KeyboardInterrupt:
+            buffered.clear()
+            print()
+            continue
+        if line.strip() == ".tables" and not buffered:
+            yield "SELECT table_name FROM information_schema.tables ORDER BY 1"
+            continue
+        buffered.append(line)
+        if line.rstrip().endswith(";"):
+            yield "\n".join(buffered)
+            buffered.clear()

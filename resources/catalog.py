@@ -1,4 +1,4 @@
-"""The DuckDB catalogue: a reader's view of the results store, rebuilt or refreshed from its files at any time.
+"""The DuckDB catalogue: a reader's view of the results store, made from its files at any time.
 
 `Catalog.refresh` copies the present catalogue, adds and removes what the committed evaluations say, and
 puts the result in its place by one rename: readers keep the file that they have open and never wait.
@@ -176,7 +176,9 @@ class Catalog:
                 connection.register_filesystem(self._store.filesystem)
                 if not connection.execute("SELECT 1 FROM duckdb_tables() LIMIT 1").fetchone():
                     _create(connection)
-                known = {row[0] for row in connection.execute("SELECT evaluation_id FROM evaluations").fetchall()}
+                known = {
+                    row[0] for row in connection.execute("SELECT evaluation_id FROM evaluations").fetchall()
+                }
                 added, removed = sorted(set(committed) - known), sorted(known - set(committed))
                 if added or removed or not self._store.filesystem.exists(self._path):
                     connection.execute("BEGIN")
@@ -194,7 +196,7 @@ class Catalog:
         """A read-only connection to the catalogue as it is; raises UserError where there is none."""
         if not self._store.filesystem.exists(self._path):
             raise UserError(
-                f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' (or run 'make demo') first"
+                f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' (or run 'make demo')"
             )
         if self._store.is_local:
             return duckdb.connect(self._path, read_only=True)

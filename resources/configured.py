@@ -19,7 +19,7 @@ class StoreResource(dg.ConfigurableResource[ResultsStore]):
 
     root: str
 
-    def create_resource(self, context: dg.InitResourceContext) -> ResultsStore:
+    def create_resource(self, context: dg.InitResourceContext) -> ResultsStore:  # noqa: ARG002  (Dagster's signature)
         return ResultsStore(self.root)
 
 
@@ -28,7 +28,7 @@ class RegistryResource(dg.ConfigurableResource[Registry]):
 
     root: str
 
-    def create_resource(self, context: dg.InitResourceContext) -> Registry:
+    def create_resource(self, context: dg.InitResourceContext) -> Registry:  # noqa: ARG002  (Dagster's signature)
         return FolderRegistry(self.root)
 
 
@@ -80,5 +80,5 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
             self._loaded[1].close()
             self._loaded = None
 
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002  (Dagster's)
         self.close()

@@ -200,7 +200,7 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _check_hub_names(source: RowSource) -> None:
     """These names become parts of a path in the mirror, so none may leave it."""
     for field, value, rule in (("hub", source.hub, _HUB_ID), ("config", source.config, _CONFIG)):
-        if value is None or not rule.fullmatch(value) or ".." in value:
+        if value is None or not rule.fullmatch(value):
             raise UserError(f"{field} '{value}': not a name that a hub data set can have; check its spelling")
     if source.split is None or not _SPLIT.fullmatch(source.split):
         raise UserError(

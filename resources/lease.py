@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -110,10 +111,9 @@ def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     return "file" in filesystem.protocol
 
 
-def _temporary(path: str, state: dict[str, Any]) -> str:
-    temporary = f"{path}.{state['token']}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(state, file)
+def _temporary(path: str, state: dict[str, Any]) -> Path:
+    temporary = Path(f"{path}.{state['token']}")
+    temporary.write_text(json.dumps(state), encoding="utf-8")
     return temporary
 
 
@@ -125,9 +125,9 @@ def _create(filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, A
             return True
         temporary = _temporary(path, state)
         try:
-            os.link(temporary, path)
+            Path(path).hardlink_to(temporary)  # unlike a rename, this fails where the file exists
         finally:
-            os.unlink(temporary)
+            temporary.unlink()
     except FileExistsError:
         return False
     return True
@@ -135,7 +135,7 @@ def _create(filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, A
 
 def _replace(filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, Any]) -> None:
     if _is_local(filesystem):
-        os.replace(_temporary(path, state), path)
+        _temporary(path, state).replace(path)
     else:
         filesystem.pipe_file(path, json.dumps(state).encode())
 
@@ -156,12 +156,13 @@ def _remove(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, 
     if not _is_local(filesystem):
         filesystem.rm_file(path)
         return
-    aside = f"{path}.{uuid.uuid4().hex}.removed"
+    aside = Path(f"{path}.{uuid.uuid4().hex}.removed")
     try:
-        os.rename(path, aside)
+        Path(path).rename(aside)
     except FileNotFoundError:
         return
-    moved = _read(filesystem, aside)
-    if moved is not None and moved["token"] != holder["token"] and _create(filesystem, path, moved):
-        pass  # Another process had taken it over between our look and our move: it has its lease back.
-    os.unlink(aside)
+    moved = _read(filesystem, str(aside))
+    if moved is not None and moved["token"] != holder["token"]:
+        # Another process had taken it over between our look and our move: it gets its lease back.
+        _create(filesystem, path, moved)
+    aside.unlink()

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind, as plain data: one `Sample` an item, one `Estimate` a metric and group."""
+"""What an evaluation leaves behind, as plain data: a `Sample` an item, an `Estimate` a metric and group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields

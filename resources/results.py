@@ -230,7 +230,7 @@ class ResultsStore:
 
 
 class EvaluationWriter:
-    """The one writer of an evaluation: progress parts first, the commit last. Made by `ResultsStore.writer`."""
+    """The one writer of an evaluation: progress parts first, the commit last (from `ResultsStore.writer`)."""
 
     def __init__(self, store: ResultsStore, cell: Cell, folder: str) -> None:
         self._store = store

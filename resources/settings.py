@@ -90,14 +90,18 @@ VARIABLES: Mapping[str, Variable] = {
         "EVAL_BENCHMARKS", "", "further folders of benchmark YAML files, separated as in PATH"
     ),
     "data_mirror": Variable(
-        "EVAL_DATA_MIRROR", "data", "folder of hub datasets, <hub id>/<config>/<split>.parquet, looked at first"
+        "EVAL_DATA_MIRROR",
+        "data",
+        "folder of hub datasets, <hub id>/<config>/<split>.parquet, looked at first",
     ),
     "limit": Variable(
         "EVAL_LIMIT", "", "items of each benchmark to evaluate, chosen by content hash; none for all"
     ),
     "device": Variable("EVAL_DEVICE", "auto", "auto, cpu, cuda or mps"),
     "dtype": Variable(
-        "EVAL_DTYPE", "auto", "auto (float32 on a CPU, the checkpoint's own elsewhere), float32, bfloat16, float16"
+        "EVAL_DTYPE",
+        "auto",
+        "auto (float32 on a CPU, the checkpoint's own elsewhere), float32, bfloat16, float16",
     ),
     "threads": Variable("EVAL_THREADS", "", "CPU threads of the engine; by default the cores it may use"),
     "batch_tokens": Variable("EVAL_BATCH_TOKENS", "4096", "tokens in one batch, padding included"),

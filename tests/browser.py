@@ -1,9 +1,10 @@
-"""Find or install Chromium for the browser tests: from the system's packages when it may, else from playwright."""
+"""Find or install Chromium for the browser tests: the system's package if allowed, else playwright's own."""
 
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -19,7 +20,7 @@ def _of_playwright() -> str | None:
 
     with sync_playwright() as playwright:
         path = playwright.chromium.executable_path
-    return path if os.path.exists(path) else None
+    return path if Path(path).exists() else None
 
 
 def install() -> None:

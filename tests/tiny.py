@@ -27,7 +27,7 @@ def make_model(folder: Path, seed: int = 0, *, not_a_number: bool = False) -> Pa
             show_progress=False,
         ),
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")  # type: ignore[no-untyped-call]  # transformers has no types here
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(

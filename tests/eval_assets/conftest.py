@@ -1,7 +1,7 @@
 """A whole project in a temporary folder: instance, store, registry with tiny models."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_the_definitions_take_little_processor_time_to_load(project: Project) ->
 
 @pytest.mark.parametrize("command", [["check", "defs"], ["list", "defs"]])
 def test_dg_knows_the_project(project: Project, command: list[str]) -> None:
-    dg = os.path.join(os.path.dirname(sys.executable), "dg")
+    dg = str(Path(sys.executable).parent / "dg")
     result = run(dg, *command)
     assert result.returncode == 0, result.stdout + result.stderr
     if command[0] == "list":

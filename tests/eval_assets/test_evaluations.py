@@ -1,7 +1,6 @@
 """The grid through real Dagster runs: rows, single cells, failures, retries, checks, cancellation."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,13 +12,9 @@ import dagster as dg
 import pytest
 
 from eval_assets.definitions import definitions
-from eval_assets.evaluations import FORCE_TAG
 from eval_assets.partitions import cell_key, row_tags
 from eval_assets.runs import RunFailedError, Runs
-from resources.configured import EngineResource
 from resources.engines.transformers_engine import TransformersEngine
-from resources.errors import UserError
-from resources.results import ResultsStore
 from resources.settings import Settings
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
@@ -176,7 +171,9 @@ def test_a_model_that_yields_nan_fails_its_checks_and_gets_no_score(
     assert "nan" in (runs.store.samples(record)[0].error or "").lower()
 
 
-def test_a_person_can_type_an_unknown_key_and_gets_one_line(project: Project, instance: dg.DagsterInstance) -> None:
+def test_a_person_can_type_an_unknown_key_and_gets_one_line(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
     """The UI's dialog offers "Add a partition", where any text can be typed."""
     runs = project.registered("tiny@1")
     instance.add_dynamic_partitions("model", ["tyni@1"])
@@ -185,7 +182,9 @@ def test_a_person_can_type_an_unknown_key_and_gets_one_line(project: Project, in
     assert "\n" not in str(caught.value)
 
 
-def test_an_unregistered_version_says_how_to_register_it(project: Project, instance: dg.DagsterInstance) -> None:
+def test_an_unregistered_version_says_how_to_register_it(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
     runs = project.registered("tiny@1")
     instance.add_dynamic_partitions("model", ["tiny@2"])
     with pytest.raises(RunFailedError, match="tiny@2 is not registered yet: run the job 'register_models'"):
@@ -218,8 +217,8 @@ def test_row_tags_name_the_wanted_datasets_where_others_lie_between() -> None:
     assert "eval/datasets" not in row_tags("m@1", ["capitals", "capitals_written"])
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(project: Project, tmp_path: Path) -> None:
-    """Ctrl-C, and Dagster's cancellation, which sends the same signal: at most the batch in flight is lost."""
+def test_an_interrupted_run_goes_on_where_it_stopped(project: Project) -> None:
+    """Ctrl-C, and Dagster's cancellation, which sends the same signal: at most a batch is lost."""
     rows = "".join(f"Land {i},Town {i},A {i},B {i},C {i},Europe\n" for i in range(4000))
     with (project.benchmarks / "capitals.csv").open("a") as file:
         file.write(rows)

@@ -86,7 +86,8 @@ def test_changed_scoring_code_makes_every_cell_stale(
     from eval_assets import definitions as module
     from eval_assets import evaluator
 
-    changed = module.evaluation.map_asset_specs(lambda spec: spec.replace_attributes(code_version="next"))
+    asset = vars(module)["evaluation"]
+    changed = asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version="next"))
     monkeypatch.setattr(module, "evaluation", changed)
     monkeypatch.setattr(evaluator, "SCORING_VERSION", "next")
     assert set(stale_cells(instance)) == {str(cell_key(*cell)) for cell in CELLS}

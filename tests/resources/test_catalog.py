@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -35,9 +36,10 @@ def commit(
     name, version = model.split("@")
     value = float(np.mean(scores))
     record = {
-        "model_name": name, "model_version": version, "model_digest": digest, "benchmark_fingerprint": benchmark,
-        "status": "valid", "primary_metric": "f1", "higher_is_better": higher_is_better, "samples": len(scores),
-        "items_available": available, "started_at": finished, "finished_at": finished,
+        "model_name": name, "model_version": version, "model_digest": digest,
+        "benchmark_fingerprint": benchmark,
+        "status": "valid", "primary_metric": "f1", "higher_is_better": higher_is_better,
+        "samples": len(scores), "items_available": available, "started_at": finished, "finished_at": finished,
         "engine": {"device": "cpu", "threads": 2}, "seconds": {"load": 1.0},
         "score": {"value": value, "stderr": 0.1, "ci_low": 0.0, "ci_high": 1.0},
     }  # fmt: skip
@@ -46,7 +48,7 @@ def commit(
         return writer.evaluation_id
 
 
-def query(catalog: Catalog, text: str) -> list[tuple[object, ...]]:
+def query(catalog: Catalog, text: str) -> list[tuple[Any, ...]]:
     with catalog.connect() as connection:
         return connection.execute(text).fetchall()
 
@@ -102,7 +104,7 @@ def test_a_damaged_catalogue_is_made_again(store: ResultsStore, damage: bytes) -
 
 
 def test_without_a_catalogue_one_line_says_what_to_do(store: ResultsStore) -> None:
-    with pytest.raises(UserError, match="no catalogue in .*'leaderboard'"):
+    with pytest.raises(UserError, match=r"no catalogue in .*'leaderboard'"):
         Catalog(store).connect()
 
 
@@ -179,5 +181,8 @@ def test_versions_on_different_benchmark_items_are_not_compared(store: ResultsSt
 def test_the_connection_can_only_read(store: ResultsStore) -> None:
     commit(store, "m@1", [1.0])
     Catalog(store).refresh()
-    with pytest.raises(duckdb.InvalidInputException, match="read-only"), Catalog(store).connect() as connection:
+    with (
+        pytest.raises(duckdb.InvalidInputException, match="read-only"),
+        Catalog(store).connect() as connection,
+    ):
         connection.execute("DELETE FROM samples")

@@ -6,7 +6,9 @@ from resources.errors import UserError
 from resources.keys import ModelKey, check_dataset_key
 
 
-@pytest.mark.parametrize("text", ["smollm2-135m@2", "HuggingFaceTB/SmolLM2-135M@93efa2f", "a@1", "a.b/c_d@v1.0-rc.1"])
+@pytest.mark.parametrize(
+    "text", ["smollm2-135m@2", "HuggingFaceTB/SmolLM2-135M@93efa2f", "a@1", "a.b/c_d@v1.0-rc.1"]
+)
 def test_legal_keys_come_back_as_they_are(text: str) -> None:
     assert str(ModelKey.parse(text)) == text
 

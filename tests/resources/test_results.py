@@ -1,5 +1,4 @@
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -16,12 +15,20 @@ from resources.records import SAMPLE_SCHEMA, Estimate, Sample
 from resources.results import AlreadyCommittedError, Cell, MetricRow, ResultsStore
 
 CELL = Cell("hellaswag", "org/model@1", "ab" * 32)
-METRICS = [MetricRow("acc", None, Estimate(0.5, 0.1, 0.3, 0.7, 2)), MetricRow("acc", "g", Estimate(1, None, None, None, 1))]
+METRICS = [
+    MetricRow("acc", None, Estimate(0.5, 0.1, 0.3, 0.7, 2)),
+    MetricRow("acc", "g", Estimate(1, None, None, None, 1)),
+]
 
 
 def sample(index: int, **values: object) -> Sample:
     return Sample(
-        sample_id=f"id{index}", index=index, group="g", cluster=None, prompt=f"prompt {index}", **values  # type: ignore[arg-type]
+        sample_id=f"id{index}",
+        index=index,
+        group="g",
+        cluster=None,
+        prompt=f"prompt {index}",
+        **values,  # type: ignore[arg-type]
     )
 
 
@@ -146,7 +153,7 @@ def test_a_full_or_read_only_store_is_one_line_and_leaves_nothing_half_written(t
 def test_files_of_the_store_can_be_read_by_other_users(store: ResultsStore) -> None:
     """A pod with another uid reads what this one wrote."""
     store.save_model_version("m@1", {"digest": "x"})
-    mode = os.stat(f"{store.root}/models/m@1.json").st_mode
+    mode = Path(store.root, "models", "m@1.json").stat().st_mode
     assert mode & stat.S_IROTH
     assert json.loads(Path(store.root, "models", "m@1.json").read_text()) == {"digest": "x"}
 

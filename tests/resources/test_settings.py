@@ -23,7 +23,11 @@ def test_environment_variables_are_read_in_one_place_only() -> None:
         if "os.environ" in (text := path.read_text()) or "getenv(" in text
     }
     # The terminal asks Dagster's own variable; the engine sets (and does not read) CUDA's.
-    assert readers <= {"resources/settings.py", "eval_assets/runs.py", "resources/engines/transformers_loading.py"}
+    assert readers <= {
+        "resources/settings.py",
+        "eval_assets/runs.py",
+        "resources/engines/transformers_loading.py",
+    }
 
 
 def test_relative_folders_start_at_the_current_one_and_urls_stay(

@@ -29,9 +29,7 @@ PAGE = SUITE_FOLDER.parent.parent / "docs" / "adding-a-benchmark.md"
 def titled_blocks() -> Mapping[str, str]:
     """The page's fenced blocks that have a title."""
     text = PAGE.read_text(encoding="utf-8")
-    return {
-        title: body for title, body in re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', text, re.M | re.S)
-    }
+    return dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', text, re.M | re.S))
 
 
 @pytest.fixture

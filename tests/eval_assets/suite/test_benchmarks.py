@@ -1,6 +1,6 @@
 """The suite's own files over rows in the hub's schemas give the requests that lm_eval 0.4.13 gives.
 
-The expected texts are the harness's; docs/parity.md compares every item of the real data.
+The expected texts are the harness's own.
 """
 
 from functools import partial

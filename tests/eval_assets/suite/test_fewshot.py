@@ -62,12 +62,14 @@ def test_an_item_is_never_its_own_example_even_where_rows_repeat(
     test = [rows(1, number)[0] for number in (own if elsewhere else pool)]
     dev = [rows(1, number)[0] for number in pool]
     fewshot = {"n": n, "pick": pick, **({"split": "dev"} if elsewhere else {})}
-    try:
-        items = normalized({"test": test, "dev": dev}, fewshot=fewshot).items
-    except UserError as error:
-        assert "usable examples" in str(error)
-        assert any(sum(a != b for b in pool) < n for a in (own if elsewhere else pool))
+    data = {"test": test, "dev": dev}
+    asked = own if elsewhere else pool
+    if any(sum(number != other for other in pool) < n for number in asked):
+        with pytest.raises(UserError, match="usable examples"):
+            normalized(data, fewshot=fewshot)
         return
+    items = normalized(data, fewshot=fewshot).items
+    assert len(items) == len(asked)
     for item in items:
         assert len(item.examples) == n
         assert item.query not in shown(item)

@@ -127,15 +127,18 @@ def test_whatever_may_change_a_score_changes_the_fingerprint(build: Build) -> No
     for field, value in {**CHANGES, "sample_id": "1" * 16, "index": 7}.items():
         assert items_fingerprint(spec, [ITEM, dataclasses.replace(ITEM, **{field: value})]) != before, field
     assert items_fingerprint(spec, [ITEM]) != before
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"version": 2},
         {"delimiter": "\n"},
         {"fewshot_delimiter": "\n"},
         {"chat": {}},
         {"metrics": ["acc", "acc_norm"]},
-        {"metrics": ["acc", "acc_norm"], "primary_metric": "acc_norm"},
-    ):
+    )
+    for change in changes:
         assert items_fingerprint(build(**change), [ITEM, ITEM]) != before, change
+    both = ["acc", "acc_norm"]
+    by_acc, by_acc_norm = (build(metrics=both, primary_metric=name) for name in both)
+    assert items_fingerprint(by_acc, [ITEM]) != items_fingerprint(by_acc_norm, [ITEM])
     turns = build(chat={"fewshot_as_turns": False})
     assert items_fingerprint(turns, [ITEM]) != items_fingerprint(build(chat={}), [ITEM])
 

@@ -13,10 +13,22 @@ from eval_assets.suite import SUITE_FOLDER, load_suite
 from resources.errors import UserError
 from tests.eval_assets.suite.quiz import ANSWER, CHOICE, TEXT
 
-NEEDED = (
-    "hellaswag mmlu mmlu_0shot arc_easy arc_challenge arc_challenge_25shot truthful_qa truthful_qa_gen squad squad_v2 "
-    "gsm8k lambada wikitext summarization"
-).split()
+NEEDED = {
+    "arc_challenge",
+    "arc_challenge_25shot",
+    "arc_easy",
+    "gsm8k",
+    "hellaswag",
+    "lambada",
+    "mmlu",
+    "mmlu_0shot",
+    "squad",
+    "squad_v2",
+    "summarization",
+    "truthful_qa",
+    "truthful_qa_gen",
+    "wikitext",
+}
 
 
 def write(folder: Path, name: str, document: dict[str, Any] | str) -> Path:
@@ -37,7 +49,7 @@ def refusal(folder: Path, document: dict[str, Any] | str, name: str = "quiz.yaml
 
 
 def test_the_suite_holds_the_benchmarks_that_the_readme_promises() -> None:
-    assert set(NEEDED) <= set(load_suite())
+    assert set(load_suite()) >= NEEDED
 
 
 def test_loading_takes_well_under_half_a_second_and_nothing_heavy(tmp_path: Path) -> None:

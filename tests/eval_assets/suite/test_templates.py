@@ -42,12 +42,9 @@ def test_a_column_whose_name_is_no_identifier_is_reached_through_row() -> None:
 
 
 def test_a_missing_column_is_named_with_those_that_there_are_and_the_closest() -> None:
-    for call in (
-        lambda: text("Q: {{qestion}}", question="x", answer=1),
-        lambda: value("qestion", question="x"),
-    ):
+    for render, source in ((text, "Q: {{qestion}}"), (value, "qestion")):
         with pytest.raises(MissingColumnError) as caught:
-            call()
+            render(source, question="x")
         assert "no column 'qestion' (did you mean 'question'?); the columns are question" in str(caught.value)
 
 

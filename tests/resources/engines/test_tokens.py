@@ -33,7 +33,7 @@ class ByteTokenizer:
         self.eos_token_id = EOS if eos else None
         self.encoded: list[str] = []
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:  # noqa: ARG002
+    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
         self.encoded += text
         begin = [BOS] if add_special_tokens and self.bos_token else []
         return {"input_ids": [begin + self.ids(one) for one in text]}
