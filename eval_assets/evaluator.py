@@ -31,9 +31,10 @@ from resources.engines import (
     Result,
     RollingRequest,
 )
-from resources.records import Sample
+from resources.records import MetricRow, Sample
 from resources.registries import ModelVersion
-from resources.results import AlreadyCommittedError, Cell, EvaluationWriter, MetricRow, ResultsStore
+from resources.registries.files import digest_of, model_files, read_facts
+from resources.results import AlreadyCommittedError, Cell, EvaluationWriter, ResultsStore
 
 FLUSH_SAMPLES = 200
 FLUSH_SECONDS = 30.0
@@ -79,17 +80,27 @@ def cell_for(
     scoring: ScoringSettings,
 ) -> Cell:
     """The cell with today's fingerprint: SHA-256 over all that may change a score beyond rounding."""
-    uses_encoder = any(metric.metric.startswith("bertscore") for metric in benchmark.spec.metrics)
     identity = {
         "model": model.digest,
         "benchmark": benchmark.fingerprint,
         "items": None if len(benchmark.items) == benchmark.available else len(benchmark.items),
         "engine": dict(engine_fields),
-        "encoder": [Path(scoring.bertscore_model).name, scoring.bertscore_layers] if uses_encoder else None,
+        "encoder": _encoder_identity(benchmark.spec, scoring),
         "scoring": SCORING_VERSION,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Cell(benchmark.spec.key, model.key, digest)
+
+
+def _encoder_identity(spec: BenchmarkSpec, scoring: ScoringSettings) -> list[Any] | None:
+    """What BERTScore's numbers depend on besides the texts: the encoder's files and the layer."""
+    if not any(metric.metric.startswith("bertscore") for metric in spec.metrics):
+        return None
+    folder = Path(scoring.bertscore_model or "")
+    if not folder.is_dir():
+        return [scoring.bertscore_model, scoring.bertscore_layers]
+    facts = read_facts(model_files(folder, "the BERTScore encoder"), {}, "the BERTScore encoder")
+    return [digest_of(facts), scoring.bertscore_layers]
 
 
 def work_of(item: Item) -> int:

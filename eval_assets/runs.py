@@ -46,12 +46,13 @@ class Runs:
     def __init__(self) -> None:
         if not os.environ.get("DAGSTER_HOME"):
             raise UserError(
-                "DAGSTER_HOME is not set: use the make targets, or export it: the folder that holds dagster.yaml"
+                "DAGSTER_HOME is not set: use the make targets, or export it: a folder with dagster.yaml"
             )
         self.instance = dg.DagsterInstance.get()
         self.settings = Settings.from_environment()
         self.store = ResultsStore(self.settings.store)
         self.registry = FolderRegistry(self.settings.registry)
+        self._engine = EngineSettings(device=self.settings.device, dtype=self.settings.dtype)
         self._definitions = definitions(self.settings)
         self._process = f"{socket.gethostname()}:{os.getpid()}"
         self._end_orphans()
@@ -79,16 +80,26 @@ class Runs:
             self._run("register_models", ops={"register_versions": {"config": {"models": wanted}}})
         return wanted
 
-    def prepare(self, datasets: Sequence[str]) -> list[str]:
-        """Prepare those benchmarks whose YAML or files are not what the store has. Returns their keys."""
-        wanted = [key for key in datasets if not is_current(SUITE[key], self.store)]
-        for key in wanted:
-            self._run("prepare_benchmarks", partition_key=key)
-        return wanted
+    def prepare(self, datasets: Sequence[str]) -> dict[str, str | None]:
+        """Prepare those benchmarks whose YAML or files are not what the store has.
+
+        Returns what was done: each key with None, or with the line that says why it failed.
+        """
+        outcomes: dict[str, str | None] = {}
+        for key in datasets:
+            if is_current(SUITE[key], self.store):
+                continue
+            try:
+                self._run("prepare_benchmarks", partition_key=key)
+            except RunFailedError as error:
+                outcomes[key] = str(error)
+            else:
+                outcomes[key] = None
+        return outcomes
 
     def cells(self, models: Sequence[str], datasets: Sequence[str]) -> "dict[Cell, Benchmark]":
         """The cells that should have an evaluation, with today's fingerprints."""
-        fields = fingerprint_fields(EngineSettings(device=self.settings.device, dtype=self.settings.dtype))
+        fields = fingerprint_fields(self._engine)
         scoring = scoring_settings(self.settings)
         benchmarks = {key: stored_benchmark(key, self.store, self.settings.limit) for key in datasets}
         cells = {}

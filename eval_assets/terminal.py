@@ -60,13 +60,17 @@ def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: 
     models = runs.models(patterns)
     for key in runs.register(models, only_changed=True):
         console.print(f"registered {key}")
-    for key in runs.prepare(datasets):
-        console.print(f"prepared   {key}")
+    failures: list[str] = []
+    for key, failure in runs.prepare(datasets).items():
+        if failure is None:
+            console.print(f"prepared   {key}")
+        else:
+            failures.append(failure)
+            datasets.remove(key)
     cells = runs.cells(models, datasets)
     requests = runs.missing(cells, force=force)
     asked = {(request.model, dataset) for request in requests for dataset in request.datasets}
     todo = {cell: benchmark for cell, benchmark in cells.items() if (cell.model, cell.dataset) in asked}
-    failures: list[str] = []
     if not todo:
         console.print(f"All {len(cells)} cells are evaluated already: nothing to do.")
     else:
@@ -78,8 +82,11 @@ def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: 
                     runs.evaluate(request, force=force)
                 except RunFailedError as error:
                     failures.append(str(error))
-    runs.refresh_leaderboard()
-    show_leaderboard()
+    try:
+        runs.refresh_leaderboard()
+        show_leaderboard()
+    except UserError as error:
+        failures.append(str(error))
     _say_where(runs.settings.store, time.monotonic() - started)
     if failures:
         raise UserError("; ".join(failures))

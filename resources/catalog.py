@@ -196,7 +196,7 @@ class Catalog:
         """A read-only connection to the catalogue as it is; raises UserError where there is none."""
         if not self._store.filesystem.exists(self._path):
             raise UserError(
-                f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' (or run 'make demo')"
+                f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' ('make demo' does)"
             )
         if self._store.is_local:
             return duckdb.connect(self._path, read_only=True)

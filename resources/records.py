@@ -78,6 +78,15 @@ class Estimate:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One row of ``metrics.parquet``: a metric of a group, or of the whole where `group` is None."""
+
+    metric: str
+    group: str | None
+    estimate: Estimate
+
+
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),

@@ -26,7 +26,7 @@ from fsspec.core import url_to_fs
 from resources.errors import UserError
 from resources.keys import path_segment
 from resources.lease import Lease
-from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Estimate, Sample
+from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, MetricRow, Sample
 
 RECORD = "evaluation.json"
 _EVALUATION_ID = re.compile(r"(?P<fingerprint>[0-9a-f]{16})-(?P<attempt>\d+)")
@@ -39,15 +39,6 @@ class Cell:
     dataset: str
     model: str
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class MetricRow:
-    """One row of ``metrics.parquet``: a metric of a group, or of the whole where `group` is None."""
-
-    metric: str
-    group: str | None
-    estimate: Estimate
 
 
 class AlreadyCommittedError(Exception):

@@ -13,8 +13,7 @@ import numpy as np
 from eval_assets.metrics import accuracy, answers, bertscore, calibration, perplexity, text_overlap
 from eval_assets.metrics.metric import Metric, Scorer, ScoringSettings
 from resources.errors import UserError
-from resources.records import Sample
-from resources.results import MetricRow
+from resources.records import MetricRow, Sample
 
 if TYPE_CHECKING:
     from eval_assets.suite.spec import MetricSpec, TaskType

@@ -36,7 +36,7 @@ def _compiles(source: str, *, expression: bool) -> str:
 def _regular_expression(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"not a valid regular expression: {error}") from None
     return pattern
 

@@ -148,11 +148,13 @@ def scoring(context: Tokens, continuation: Tokens, max_length: int) -> Scoring:
 def rolling_windows(tokens: Tokens, prefix_token: int, max_length: int) -> Iterator[tuple[Tokens, Tokens]]:
     """A text as ``(context, continuation)`` windows: every token is scored once, after one token of context.
 
-    A continuation has at most `max_length` tokens; the first window's context is `prefix_token`.
+    A continuation has at most `max_length` tokens; the first window's context is `prefix_token`. A last window
+    that is not full is filled up with the tokens before it as context.
     """
     for start in range(0, len(tokens), max_length):
-        before = tokens[start - 1 : start] if start else np.array([prefix_token], np.int32)
-        yield before, tokens[start : start + max_length]
+        end = min(start + max_length, len(tokens))
+        before = tokens[end - max_length - 1 : start] if start else np.array([prefix_token], np.int32)
+        yield before, tokens[start:end]
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -38,7 +38,8 @@ class Project:
         """With these versions registered and the three test benchmarks prepared."""
         runs = self.runs()
         runs.register(keys)
-        runs.prepare(["capitals", "capitals_written", "sentences"])
+        prepared = runs.prepare(["capitals", "capitals_written", "sentences"])
+        assert not any(prepared.values()), prepared
         return runs
 
 

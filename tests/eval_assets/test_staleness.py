@@ -66,7 +66,7 @@ def test_a_changed_benchmark_file_makes_that_column_stale(
     with (evaluated.benchmarks / "capitals.csv").open("a") as file:
         file.write("Peru,Lima,Cusco,Trujillo,Arequipa,America\n")
     runs = evaluated.runs()
-    assert runs.prepare(["capitals", "sentences"]) == ["capitals"]
+    assert runs.prepare(["capitals", "sentences"]) == {"capitals": None}
     assert set(stale_cells(instance)) == {"capitals|tiny@1", "capitals|tiny@2"}
 
 
@@ -75,7 +75,7 @@ def test_preparing_an_unchanged_benchmark_again_leaves_everything_fresh(
 ) -> None:
     (evaluated.benchmarks / "capitals.csv").touch()
     runs = evaluated.runs()
-    assert runs.prepare(["capitals"]) == ["capitals"]
+    assert runs.prepare(["capitals"]) == {"capitals": None}
     assert stale_cells(instance) == {}
     assert runs.missing(runs.cells(["tiny@1", "tiny@2"], ["capitals", "sentences"])) == []
 

@@ -8,8 +8,8 @@ import statsmodels.api as sm
 
 from resources.catalog import Catalog
 from resources.errors import UserError
-from resources.records import Estimate, Sample
-from resources.results import Cell, MetricRow, ResultsStore
+from resources.records import Estimate, MetricRow, Sample
+from resources.results import Cell, ResultsStore
 
 
 def commit(

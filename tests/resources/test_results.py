@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from resources.errors import UserError
 from resources.keys import key_of_segment, path_segment
-from resources.records import SAMPLE_SCHEMA, Estimate, Sample
-from resources.results import AlreadyCommittedError, Cell, MetricRow, ResultsStore
+from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
+from resources.results import AlreadyCommittedError, Cell, ResultsStore
 
 CELL = Cell("hellaswag", "org/model@1", "ab" * 32)
 METRICS = [

@@ -45,7 +45,9 @@ class Reference:
         total, done = 0.0, 1
         while done < len(tokens):
             end = min(done + self.context_length, len(tokens))
-            total += self.score(tokens[done - 1 : done], tokens[done:end])[0]
+            # A last window that is not full reads on from further back.
+            first = max(end - self.context_length - 1, 0)
+            total += self.score(tokens[first:done], tokens[done:end])[0]
             done = end
         return total
 

@@ -168,6 +168,27 @@ class TestLoglikelihoods:
         assert [rows for rows, _ in shapes] == [1]
         assert results[0] == results[3] != results[1]
 
+    def test_one_text_split_at_different_places_is_read_once_and_scored_apart(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reference = Reference(tiny_model("llama"), CONTEXT)
+        greedy = reference.tokenizer.decode(reference.greedy_tokens("The quick brown fox", 1))
+        requests = [
+            LoglikelihoodRequest("The quick brown fox", greedy),
+            LoglikelihoodRequest("The quick", " brown fox" + greedy),
+        ]
+        expected = [reference.loglikelihood(request.context, request.continuation) for request in requests]
+        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
+        results = in_order(load(tiny_model("llama")).loglikelihoods(requests))
+        assert [rows for rows, _ in shapes] == [1]
+        assert (
+            [result.is_greedy for result in results]
+            == [is_greedy for _, is_greedy in expected]
+            == [True, False]
+        )
+        for result, (loglikelihood, _) in zip(results, expected, strict=True):
+            assert result.loglikelihood == pytest.approx(loglikelihood, abs=PER_TOKEN)
+
     def test_longest_inputs_go_first_and_no_batch_is_over_its_budget(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
