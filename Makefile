@@ -12,8 +12,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 DEMO_MODELS := smollm2-135m@*
-DEMO_BENCHMARKS := arc_easy,hellaswag,mmlu,squad
-DEMO_LIMIT := 60
+DEMO_BENCHMARKS := arc_easy,hellaswag,mmlu_0shot,squad
+DEMO_LIMIT := 64
 MODELS ?= *
 BENCHMARKS ?=
 PORT ?= 3000
@@ -27,7 +27,7 @@ ui: $(VENV)/.installed instance ## Dagster's web UI and daemon on that instance,
 	@$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 register: $(VENV)/.installed instance ## Verify, measure and record the model versions in EVAL_REGISTRY (MODELS='name@version')
-	@$(BIN)/python -m eval_assets register '$(MODELS)'
+	@$(BIN)/python -m eval_assets register $(if $(filter-out *,$(MODELS)),'$(MODELS)')
 
 evaluate: $(VENV)/.installed instance ## Evaluate what is missing (MODELS='name@*' BENCHMARKS=hellaswag,mmlu EVAL_LIMIT=n)
 	@$(BIN)/python -m eval_assets evaluate --models '$(MODELS)' --benchmarks '$(BENCHMARKS)'

@@ -54,6 +54,9 @@ def register_versions(
 ) -> None:
     """Verify, measure and record model versions, and add their partitions."""
     keys = config.models or [str(key) for key in registry.versions()]
+    if not config.models:
+        for place, reason in registry.skipped():
+            context.log.warning(f"{place} was skipped: {reason}")
     failed: list[str] = []
     for key in keys:
         try:

@@ -1,5 +1,6 @@
 """Asset `evaluation`: the grid of model versions and benchmarks, one cell a partition."""
 
+import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,10 +48,39 @@ def scoring_settings(settings: Settings) -> ScoringSettings:
     )
 
 
+_COLUMNS = {
+    "evaluation_id": "The evaluation, also the name of its folder in the store.",
+    "dataset": "The benchmark.",
+    "model": "The model version, name@version.",
+    "sample_id": "Hash of the item's content: the same item has it in every evaluation.",
+    "index": "Position of the item in the benchmark.",
+    "group": "The item's group, for example its MMLU subject.",
+    "cluster": "Items that share a passage; standard errors are clustered by it.",
+    "prompt": "What the model was shown.",
+    "target": "Index of the right choice.",
+    "choices": "The choices, as the model was shown them.",
+    "labels": "1 for each true choice, 0 for each false one, where several may be true.",
+    "references": "The right answers; of a perplexity benchmark the text itself.",
+    "incorrect_references": "Wrong answers that a benchmark lists, for metrics that compare with them.",
+    "loglikelihoods": "Of each choice, in nats, summed over its tokens.",
+    "choice_tokens": "Length of each choice in tokens.",
+    "is_greedy": "Whether each choice is what greedy decoding would write.",
+    "output": "What the model wrote.",
+    "finish_reason": "Why it stopped writing.",
+    "prompt_tokens": "Tokens of the prompt.",
+    "output_tokens": "Tokens written.",
+    "truncated_tokens": "Tokens cut off because the input was longer than the context.",
+    "scores": "The sample's value of each metric.",
+    "error": "Why the item could not be scored.",
+}
+
+
 def _column_schema() -> dg.TableSchema:
     columns = [("evaluation_id", "string"), ("dataset", "string"), ("model", "string")]
     columns += [(field.name, str(field.type)) for field in SAMPLE_SCHEMA]
-    return dg.TableSchema([dg.TableColumn(name, type=kind) for name, kind in columns])
+    return dg.TableSchema(
+        [dg.TableColumn(name, type=kind, description=_COLUMNS[name]) for name, kind in columns]
+    )
 
 
 @dg.multi_asset(
@@ -184,65 +214,79 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> Mapping[str, Any]:
+    """What the UI lists of a cell, in this order: the result, what it rests on, the cost, the identity."""
     record = outcome.record
-    score = record["score"] or {}
+    score = record["score"]
     seconds = sum(record["seconds"].values())
-    metadata: dict[str, Any] = {
-        "primary_metric": record["primary_metric"],
-        "items": f"{record['samples']} of {available}",
-        "dagster/partition_row_count": record["samples"],
-        "samples_with_error": record["samples_with_error"],
-        "samples_truncated": record["samples_truncated"],
-        "prompt_tokens": record["prompt_tokens"],
-        "output_tokens": record["output_tokens"],
-        "seconds": round(seconds, 1),
-        "samples_per_second": round(record["samples"] / max(seconds, 1e-9), 2),
-        "peak_memory_bytes": record["peak_memory_bytes"],
-        "reused": outcome.reused,
-        "evaluation_id": record["evaluation_id"],
-        "fingerprint": record["fingerprint"],
-        "computed_by": dg.MetadataValue.dagster_run(record["run_id"]),
-        "example_samples": dg.MetadataValue.md(_examples(samples)),
-    }
-    if score:
+    metadata: dict[str, Any] = {}
+    if score is not None:
         metadata["score"] = float(score["value"])
+    metadata["primary_metric"] = record["primary_metric"]
+    if score is not None:
         metadata["interval_95"] = (
             "none" if score["ci_low"] is None else f"{score['ci_low']:.4f} to {score['ci_high']:.4f}"
         )
         if score["stderr"] is not None:
             metadata["stderr"] = float(score["stderr"])
+    metadata |= {
+        "items": f"{record['samples']} of {available}",
+        "samples_with_error": record["samples_with_error"],
+        "samples_truncated": record["samples_truncated"],
+    }
     # Plotted by the UI over partitions and time, each under its own name.
     metadata |= {f"metric/{name}": float(value) for name, value in record["metrics"].items()}
-    return metadata
+    return metadata | {
+        "example_samples": dg.MetadataValue.md(_examples(samples)),
+        "computed_by": dg.MetadataValue.dagster_run(record["run_id"]),
+        "reused": outcome.reused,
+        "seconds": round(seconds, 1),
+        "samples_per_second": round(record["samples"] / max(seconds, 1e-9), 2),
+        "prompt_tokens": record["prompt_tokens"],
+        "output_tokens": record["output_tokens"],
+        "peak_memory_bytes": record["peak_memory_bytes"],
+        "evaluation_id": record["evaluation_id"],
+        "fingerprint": record["fingerprint"],
+        "dagster/partition_row_count": record["samples"],
+    }
 
 
 def _examples(samples: Sequence[Sample], count: int = 5) -> str:
-    rows = ["| item | prompt (end) | answer | expected | scores |", "|---|---|---|---|---|"]
+    rows = ["| item | prompt | answer | expected | scores |", "|---|---|---|---|---|"]
     for sample in samples[:count]:
-        if sample.loglikelihoods and sample.choices:
-            best = max(range(len(sample.choices)), key=lambda i: sample.loglikelihoods[i])
-            answer = sample.choices[best]
-        else:
-            answer = sample.output or ""
-        expected = (
-            sample.choices[sample.target]
-            if sample.target is not None and sample.choices
-            else " / ".join(sample.references[:2])
-        )
         scores = ", ".join(f"{name} {value:.3g}" for name, value in list(sample.scores.items())[:4])
-        cells = (
-            str(sample.index),
-            sample.prompt[-120:],
-            answer[:120],
-            expected[:120],
-            sample.error or scores,
-        )
+        cells = (str(sample.index), *_question_and_answer(sample), sample.error or scores)
         rows.append("| " + " | ".join(_inert(cell) for cell in cells) + " |")
     return "\n".join(rows)
 
 
+def _question_and_answer(sample: Sample) -> tuple[str, str, str]:
+    """What the model was shown, what it answered and what was expected, each cut to a table's width."""
+    if sample.choices:
+        answer = ""
+        if sample.loglikelihoods:
+            best = max(range(len(sample.choices)), key=lambda i: sample.loglikelihoods[i])
+            answer = sample.choices[best]
+        expected = sample.choices[sample.target] if sample.target is not None else ""
+    elif sample.prompt or sample.output is not None:
+        answer = "" if sample.output is None else sample.output.strip() or "(empty)"
+        expected = " / ".join(sample.references[:2])
+    else:  # perplexity: the text is all there is
+        return _start(" ".join(sample.references)), "", ""
+    prompt = sample.prompt if len(sample.prompt) <= _SHOWN else "…" + sample.prompt[-_SHOWN:]
+    return prompt, _start(answer), _start(expected)
+
+
+_SHOWN = 120  # characters
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_INERT = str.maketrans({mark: _ENTITIES.get(mark, "\\" + mark) for mark in string.punctuation})
+
+
 def _inert(text: str) -> str:
-    """Text as one cell of a Markdown table that renders none of it."""
-    for character, replacement in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
-        text = text.replace(character, replacement)
-    return " ".join(text.split()) or " "
+    """Text as one cell of a Markdown table that renders none of it: no link, image, emphasis or HTML."""
+    return " ".join(text.split()).translate(_INERT) or " "

@@ -61,6 +61,7 @@ class Progress:
     work_done: int
     work_total: int
     prompt_tokens: int
+    """Tokens read, those of scored continuations included; a context shared by choices counts once."""
     output_tokens: int
     seconds: float
 
@@ -225,7 +226,7 @@ class _Evaluation:
     def finish(self, sample: Sample) -> None:
         self.samples[sample.sample_id] = sample
         self.unsaved.append(sample)
-        self.prompt_tokens += sample.prompt_tokens
+        self.prompt_tokens += sample.prompt_tokens + sum(sample.choice_tokens)
         self.output_tokens += sample.output_tokens
         self.work_done += work_of(self.items[sample.sample_id])
         if len(self.unsaved) >= FLUSH_SAMPLES or time.monotonic() - self.flushed_at >= FLUSH_SECONDS:
@@ -287,7 +288,7 @@ class _Evaluation:
             "samples_resumed": self.resumed,
             "samples_with_error": errors,
             "samples_truncated": sum(sample.truncated_tokens > 0 for sample in samples),
-            "prompt_tokens": sum(sample.prompt_tokens for sample in samples),
+            "prompt_tokens": sum(s.prompt_tokens + sum(s.choice_tokens) for s in samples),
             "output_tokens": sum(sample.output_tokens for sample in samples),
             "primary_metric": spec.primary_metric,
             "higher_is_better": metric_of(spec, spec.primary_metric).higher_is_better,

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 
 from eval_assets.evaluator import Benchmark, metric_of
 from eval_assets.partitions import grid
@@ -130,7 +133,8 @@ def _above_chance(benchmark: Benchmark, record: Mapping[str, Any], samples: Sequ
 def record_checks(
     context: dg.AssetExecutionContext, partition: str, outcomes: Sequence[CheckOutcome]
 ) -> None:
-    """Log the outcomes for one cell."""
+    """Log the outcomes for one cell, after its materialization."""
+    target = _materialization_of_run(context, partition)
     for outcome in outcomes:
         context.log_event(
             dg.AssetCheckEvaluation(
@@ -140,5 +144,20 @@ def record_checks(
                 severity=dg.AssetCheckSeverity.WARN if outcome.warning_only else dg.AssetCheckSeverity.ERROR,
                 metadata=dict(outcome.metadata),
                 partition=partition,
+                target_materialization_data=target,
             )
         )
+
+
+def _materialization_of_run(
+    context: dg.AssetExecutionContext, partition: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    # Dagster calls the check of a partition missing unless it names the partition's latest materialization.
+    records = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey("evaluation"), asset_partitions=[partition]), limit=1
+    ).records
+    if not records or records[0].run_id != context.run.run_id:
+        return None
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=records[0].storage_id, run_id=records[0].run_id, timestamp=records[0].timestamp
+    )

@@ -31,8 +31,8 @@ class Row:
 def leaderboard_rows(catalog: Catalog) -> list[Row]:
     """The current evaluation of each cell, each compared with the oldest version of its model.
 
-    The comparison is paired, sample by sample; "unchanged" means that the 95 % interval of the difference
-    holds zero.
+    The comparison is paired, sample by sample: better and worse where the 95 % interval of the difference
+    excludes zero, unchanged where it lies within 5 points, undecided where the items don't tell.
     """
     with catalog.connect() as connection:
         found = connection.execute(
@@ -89,7 +89,9 @@ def _verdict(model: str, baseline: str, change: str | None, difference: Sequence
 def _number(value: float | None) -> str:
     if value is None:
         return "none"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    if abs(value) < 100:
+        return f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from eval_assets.automation import no_versions_message
 from eval_assets.evaluations import progress_to
 from eval_assets.evaluator import Progress as CellProgress
 from eval_assets.leaderboard import COLUMNS, leaderboard_rows
@@ -21,7 +22,7 @@ from resources.errors import UserError
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
-console = Console(highlight=False, soft_wrap=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)  # a pipe has no width
 
 
 def register_models(patterns: Sequence[str]) -> None:
@@ -30,6 +31,9 @@ def register_models(patterns: Sequence[str]) -> None:
 
     runs = Runs()
     keys = runs.models(patterns)
+    if not patterns:
+        for place, reason in runs.registry.skipped():
+            console.print(f"skipped {place}: {reason}", style="yellow", markup=False)
     runs.register(keys)
     table = Table(
         "model version", "architecture", "parameters", "weights", "context", "chat template", "digest"
@@ -58,6 +62,8 @@ def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: 
     datasets = [_known_benchmark(key) for key in benchmarks] or list(SUITE)
     runs = Runs()
     models = runs.models(patterns)
+    if not models:
+        raise UserError(no_versions_message(runs.registry))
     for key in runs.register(models, only_changed=True):
         console.print(f"registered {key}")
     failures: list[str] = []
@@ -106,7 +112,7 @@ def show_leaderboard() -> None:
     for position, row in enumerate(rows):
         last = position + 1 == len(rows) or rows[position + 1].benchmark != row.benchmark
         table.add_row(*row.cells(), end_section=last)
-    _wide().print(table)
+    console.print(table)
 
 
 def run_query(query: str) -> None:
@@ -141,7 +147,7 @@ def list_benchmarks() -> None:
         source = spec.source.hub or spec.source.path or ""
         metrics = ", ".join(metric.name for metric in spec.metrics)
         table.add_row(key, spec.task, str(fewshot), metrics, source, spec.title)
-    _wide().print(table)
+    console.print(table)
 
 
 def _catalog() -> Catalog:
@@ -186,6 +192,7 @@ class _Bar:
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             console=console,
+            disable=not console.is_terminal,
         )
         self._task: TaskID = self._progress.add_task("starting", total=work, figures="")
         self._resumed_work: dict[Cell, int] = {}
@@ -235,18 +242,13 @@ class _Bar:
         return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
-def _wide() -> Console:
-    """On a pipe or file a table is as wide as it needs; in a terminal it folds."""
-    return console if console.is_terminal else Console(highlight=False, width=200)
-
-
 def _print_result(result: duckdb.DuckDBPyConnection) -> None:
     if result.description is None:
         return
     table = Table(*[column[0] for column in result.description])
     for row in result.fetchmany(1000):
         table.add_row(*[_cell(value) for value in row])
-    _wide().print(table, markup=False)
+    console.print(table)
 
 
 def _cell(value: object) -> str:

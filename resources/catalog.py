@@ -107,11 +107,12 @@ FROM current_evaluations;
 
 -- Two versions of one model on the same items, sample by sample. The standard error of the mean difference
 -- is clustered where items share a passage (Miller, arXiv 2411.00640, section 4), with the G / (G - 1) factor
--- that makes it the usual paired one where each item is its own cluster.
+-- that makes it the usual paired one where each item is its own cluster. Better and worse: the 95 % interval
+-- excludes zero. Unchanged: it lies within 5 points of a score from 0 to 1, or within 5 % of a larger one.
 CREATE VIEW comparisons AS
 WITH pairs AS (
     SELECT a.dataset, a.primary_metric AS metric, a.model AS baseline, b.model AS model,
-           a.higher_is_better, coalesce(y.cluster, y.sample_id) AS cluster,
+           a.higher_is_better, 0.05 * greatest(1, abs(a.value)) AS margin, coalesce(y.cluster, y.sample_id) AS cluster,
            y.scores[a.primary_metric] - x.scores[a.primary_metric] AS difference
     FROM current_evaluations a
     JOIN current_evaluations b
@@ -121,7 +122,7 @@ WITH pairs AS (
     JOIN samples y ON y.evaluation_id = b.evaluation_id AND y.sample_id = x.sample_id
     WHERE a.status = 'valid' AND b.status = 'valid'
 ), wholes AS (
-    SELECT dataset, metric, baseline, model, higher_is_better, count(difference) AS n,
+    SELECT dataset, metric, baseline, model, higher_is_better, margin, count(difference) AS n,
            avg(difference) AS mean, count(*) FILTER (WHERE difference > 0) AS higher,
            count(*) FILTER (WHERE difference < 0) AS lower
     FROM pairs WHERE difference IS NOT NULL GROUP BY ALL
@@ -133,7 +134,7 @@ WITH pairs AS (
     SELECT dataset, metric, baseline, model, count(*) AS clusters, sum(residual * residual) AS squares
     FROM residuals GROUP BY ALL
 ), errors AS (
-    SELECT dataset, metric, baseline, model, n, mean AS difference, higher, lower, higher_is_better,
+    SELECT dataset, metric, baseline, model, n, mean AS difference, higher, lower, higher_is_better, margin,
            CASE WHEN clusters > 1 THEN sqrt(squares * clusters / (clusters - 1)) / n END AS stderr
     FROM wholes JOIN spreads USING (dataset, metric, baseline, model)
 )
@@ -142,9 +143,10 @@ SELECT dataset, model, baseline, metric, difference, stderr,
        difference + 1.959963984540054 * stderr AS ci_high,
        n, higher, lower,
        CASE WHEN stderr IS NULL THEN 'undecided'
-            WHEN higher = 0 AND lower = 0 THEN 'identical'
-            WHEN abs(difference) <= 1.959963984540054 * stderr THEN 'unchanged'
-            WHEN (difference > 0) = higher_is_better THEN 'better' ELSE 'worse' END AS change
+            WHEN abs(difference) > 1.959963984540054 * stderr
+                THEN CASE WHEN (difference > 0) = higher_is_better THEN 'better' ELSE 'worse' END
+            WHEN abs(difference) + 1.959963984540054 * stderr <= margin THEN 'unchanged'
+            ELSE 'undecided' END AS change
 FROM errors;
 """
 

@@ -29,6 +29,11 @@ from resources.engines.transformers_engine import TransformersEngine  # noqa: E4
 from resources.results import ResultsStore  # noqa: E402
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this suite; pytest takes them from the root conftest only."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep the UI test's screenshots here")
+
+
 def _input(path: Path) -> Path:
     if not path.exists():
         pytest.fail(f"{path.relative_to(ROOT)} is missing: run 'make inputs' (make test does)")

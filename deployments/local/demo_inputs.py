@@ -31,7 +31,7 @@ from resources.errors import UserError
 HERE = Path(__file__).resolve().parent
 RECIPE_FILE = ".recipe"
 TEMPORARY = ".making-"
-SPARSITY = 0.45
+SPARSITY = 0.55
 GEMMA_TERMS = (
     "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 )

@@ -25,6 +25,8 @@ class GenerationTask:
         [asked] = all_of(GenerationRequest, requests, 1)
         [result] = all_of(GenerationResult, results, 1)
         sample = answered(item, asked.prompt)
+        if result.finish_reason == "nan":
+            sample.error = "the model's scores for the next token were NaN"
         sample.output = result.text
         sample.finish_reason = result.finish_reason
         sample.prompt_tokens = result.prompt_tokens

@@ -73,6 +73,10 @@ class Registry(Protocol):
         """Every version there is, in a stable order. Entries that are no legal key are skipped."""
         ...
 
+    def skipped(self) -> list[tuple[str, str]]:
+        """What looks like a version but can't be one: its place below the root, and why."""
+        ...
+
     def fetch(self, key: ModelKey) -> Path:
         """A local folder with the version's files, complete. Raises UserError for an unknown key."""
         ...

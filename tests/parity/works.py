@@ -77,6 +77,7 @@ _GSM8K = {
     "exact_match_strict": ("exact_match,strict-match", 1.0),
     "exact_match_flexible": ("exact_match,flexible-extract", 1.0),
 }
+_LONG = {"generation": {"max_new_tokens": 256}}  # the harness's limit; ours is 64
 _SQUAD = {"squad_exact_match": ("exact", 100.0), "squad_f1": ("f1", 100.0)}
 _TRUTHFUL = _same(
     *(
@@ -139,8 +140,8 @@ WORKS = (
         max_length=WINDOW,
         gemma=2,
     ),
-    Work("SQuAD v1.1, generation", "squad", ("squadv2",), "squad", 40, _SQUAD, gemma=10),
-    Work("SQuAD v2.0, generation", "squad_v2", ("squadv2",), "squad_v2", 20, _SQUAD),
+    Work("SQuAD v1.1, generation", "squad", ("squadv2",), "squad", 40, _SQUAD, gemma=10, spec=_LONG),
+    Work("SQuAD v2.0, generation", "squad_v2", ("squadv2",), "squad_v2", 20, _SQUAD, spec=_LONG),
     Work("GSM8K, 5-shot", "gsm8k", ("gsm8k",), "gsm8k", 24, _GSM8K, first_n=True),
     Work("TruthfulQA, generation", "truthful_qa_gen", ("truthfulqa_gen",), "truthful", 12, _TRUTHFUL),
     Work(
@@ -155,7 +156,7 @@ WORKS = (
         spec=_TWO_SUBJECTS,
     ),
     Work("GSM8K, 5-shot, chat template", "gsm8k", ("gsm8k",), "gsm8k", 16, _GSM8K, first_n=True, chat=True),
-    Work("SQuAD v1.1, chat template", "squad", ("squadv2",), "squad", 16, _SQUAD, chat=True),
+    Work("SQuAD v1.1, chat template", "squad", ("squadv2",), "squad", 16, _SQUAD, chat=True, spec=_LONG),
 )
 
 _IN_THE_SLICE = {
@@ -163,7 +164,7 @@ _IN_THE_SLICE = {
     "arc_easy": 3,
     "arc_challenge": 1,
     "lambada": 4,
-    "truthful": 2,
+    "truthful": 1,
     "wikitext": 1,
     "squad": 2,
     "squad_v2": 2,
@@ -180,5 +181,5 @@ def _few(work: Work) -> Work:
     return replace(work, limit=_IN_THE_SLICE[work.rows])
 
 
-SLICE = tuple(_few(work) for work in WORKS)
-"""The works with few enough items for every run of the tests."""
+SLICE = tuple(_few(work) for work in WORKS if not (work.chat and work.rows == "gsm8k"))
+"""The works with few enough items for every run of the tests; GSM8K's answers are long, so once is enough."""

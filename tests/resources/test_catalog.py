@@ -150,7 +150,7 @@ def test_the_paired_comparison_equals_statsmodels(store: ResultsStore, clustered
         pytest.approx(difference - 1.959964 * expected, abs=1e-6),
         pytest.approx(difference + 1.959964 * expected, abs=1e-6),
     )
-    assert change == ("worse" if high < 0 else "unchanged")
+    assert change == ("worse" if high < 0 else "undecided")
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,9 @@ def test_the_paired_comparison_equals_statsmodels(store: ResultsStore, clustered
     [
         ([0.0] * 20, True, "worse"),
         ([0.0] * 20, False, "better"),
-        ([1.0, 0.9] * 10, True, "identical"),
+        ([1.0, 0.9] * 10, True, "unchanged"),
         ([1.0, 0.9] * 9 + [0.9, 1.0], True, "unchanged"),
+        ([1.0, 0.0] * 2 + [1.0, 0.9] * 7 + [0.0, 1.0], True, "undecided"),
     ],
 )
 def test_a_change_is_named_in_the_metrics_direction(

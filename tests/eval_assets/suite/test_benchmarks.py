@@ -179,7 +179,7 @@ def test_squad(mirror: Path) -> None:
     put(mirror, "rajpurkar/squad/plain_text/validation", squad_row(["2016", "in 2016"]), squad_row(["x"]))
     item, requests = asked("squad", mirror)
     prompt = "Title: Super_Bowl_50\n\nBackground: It was played\nin 2016.\n\nQuestion: When?\n\nAnswer:"
-    assert requests == [GenerationRequest(prompt, ("\n",), 256)]
+    assert requests == [GenerationRequest(prompt, ("\n",), 64)]
     assert item.references == ("2016", "in 2016")
     items = normalize(SUITE["squad"], partial(read_rows, mirror=mirror)).items
     assert items[0].cluster == items[1].cluster is not None

@@ -209,7 +209,7 @@ class TestLoglikelihoods:
 
         monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", without_choice)
         for result, other in zip(
-            in_order(load(tiny_model("llama")).loglikelihoods(PAIRS)), expected, strict=True
+            in_order(load(tiny_model("llama"), batch_tokens=60).loglikelihoods(PAIRS)), expected, strict=True
         ):
             assert result.loglikelihood == pytest.approx(
                 other.loglikelihood, abs=PER_TOKEN * other.continuation_tokens
