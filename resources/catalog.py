@@ -112,7 +112,8 @@ FROM current_evaluations;
 CREATE VIEW comparisons AS
 WITH pairs AS (
     SELECT a.dataset, a.primary_metric AS metric, a.model AS baseline, b.model AS model,
-           a.higher_is_better, 0.05 * greatest(1, abs(a.value)) AS margin, coalesce(y.cluster, y.sample_id) AS cluster,
+           a.higher_is_better, 0.05 * greatest(1, abs(a.value)) AS margin,
+           coalesce(y.cluster, y.sample_id) AS cluster,
            y.scores[a.primary_metric] - x.scores[a.primary_metric] AS difference
     FROM current_evaluations a
     JOIN current_evaluations b

@@ -148,8 +148,8 @@ def scoring(context: Tokens, continuation: Tokens, max_length: int) -> Scoring:
 def rolling_windows(tokens: Tokens, prefix_token: int, max_length: int) -> Iterator[tuple[Tokens, Tokens]]:
     """A text as ``(context, continuation)`` windows: every token is scored once, after one token of context.
 
-    A continuation has at most `max_length` tokens; the first window's context is `prefix_token`. A last window
-    that is not full is filled up with the tokens before it as context.
+    A continuation has at most `max_length` tokens; the first window follows `prefix_token`. A last window
+    last window isn't full, it is filled up with the tokens before it as context.
     """
     for start in range(0, len(tokens), max_length):
         end = min(start + max_length, len(tokens))

@@ -1,4 +1,4 @@
-"""What a person at the keyboard gets wrong: one line that says what, where and what to do, and nothing broken."""
+"""What a person at the keyboard gets wrong: one line that says what, where and what to do."""
 
 import os
 import subprocess
@@ -37,7 +37,11 @@ def only_line(result: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
     [
-        (["evaluate", "--benchmarks", "capitols"], {}, "unknown benchmark 'capitols': did you mean 'capitals'?"),
+        (
+            ["evaluate", "--benchmarks", "capitols"],
+            {},
+            "unknown benchmark 'capitols': did you mean 'capitals'?",
+        ),
         (["evaluate", "--models", "tyni@1"], {}, "(closest: tiny@1"),
         (["evaluate", "--models", "nothing*"], {}, "no model version in"),
         (["evaluate", "--models", "a|b@1"], {}, "model key 'a|b@1': expected name@version"),
@@ -79,7 +83,7 @@ def test_a_full_disk_is_one_line_and_the_evaluation_goes_on_later(project: Proje
     assert "free some space" in result.stderr
     assert "Traceback" not in result.stderr
     assert list(runs.store.records()) == []
-    assert not [path for path in Path(runs.store.root).rglob("*.tmp")]
+    assert not list(Path(runs.store.root).rglob("*.tmp"))
     assert cli(*arguments).returncode == 0
     assert len(list(runs.store.records())) == 1
 

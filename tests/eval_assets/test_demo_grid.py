@@ -35,7 +35,7 @@ def evaluate(*arguments: str, **environment: str) -> str:
 def test_the_demo_grid_of_real_models_and_rows(
     project: Project, models: Path, data: Path, tmp_path: Path
 ) -> None:
-    """A few items a cell: every cell is committed, a re-save changes nothing, pruning does, and again is no work."""
+    """A few items a cell: all are committed, a re-save changes nothing, pruning does, again is no work."""
     arguments = ["--models", "smollm2-135m@*", "--benchmarks", BENCHMARKS]
     environment = {
         "EVAL_REGISTRY": str(models),
