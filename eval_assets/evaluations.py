@@ -246,7 +246,6 @@ def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> Ma
         "peak_memory_bytes": record["peak_memory_bytes"],
         "evaluation_id": record["evaluation_id"],
         "fingerprint": record["fingerprint"],
-        "dagster/partition_row_count": record["samples"],
     }
 
 

@@ -63,7 +63,11 @@ def test_help_starts_quickly_and_imports_no_dagster(project: Project) -> None:
     ("yaml", "message"),
     [
         ("title: x\n", "bad.yaml"),
-        ("version: 1\ntitle: x\ntask: multiple_choise\n", "multiple_choise"),
+        (
+            "version: 1\ntitle: x\ntask: multiple_choise\nsource: {path: x.csv}\nmetrics: [acc]\n"
+            "primary_metric: acc\n",
+            "task",
+        ),
     ],
 )
 def test_a_wrong_benchmark_file_stops_the_code_location_with_one_line(

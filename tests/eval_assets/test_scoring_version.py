@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "to be filled in"
+DIGEST = "fca0d11e4ef113e2d5bb4f04d2c4b8770dcf539b264bfa8286ab4d89da540b2e"
 VERSION = "1"
 
 

@@ -22,7 +22,9 @@ MODELS = ("tiny@1", "tiny@2")
 BACKFILL_SECONDS = 180.0
 LARGE = 12_000
 """Rows appended to the benchmark whose evaluation is to be cancelled."""
-HOSTILE = '<img src=x onerror=document.title="taken"> **bold** [a](javascript:alert(1)) ![i](/pixel.png) | `code` \\#'
+HOSTILE = (
+    '<img src=x onerror=document.title="taken"> **b** [a](javascript:alert(1)) ![i](/pixel.png) | `code` \\#'
+)
 """A benchmark's text that must be shown and not rendered."""
 
 Save = Callable[[Page, str], None]

@@ -23,9 +23,8 @@ def dagster_dev(log: Path) -> Iterator[str]:
     """Webserver, daemon and code server with this process's environment; yields the UI's address."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [
-        Path(sys.executable).with_name("dagster"), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port,
-    ]  # fmt: skip
+    dagster = Path(sys.executable).with_name("dagster")
+    command = [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port]
     with (
         log.open("w") as output,
         subprocess.Popen(
