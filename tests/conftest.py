@@ -95,7 +95,7 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """End as `eval_assets.__main__.run` does: DuckDB's binding would hide the summary behind leak warnings."""
+    """End as `eval_assets.__main__.run` does: DuckDB's binding would hide the summary behind warnings."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(_status)
