@@ -64,7 +64,7 @@ parity: $(VENV)/.installed inputs ## Compare with lm_eval item by item and write
 lock: ## Resolve the newest versions and write constraints.txt
 	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q torch==2.13.0 && \
 	build/lock/bin/pip install -q -e '.[dev,demo]' && \
-	build/lock/bin/pip freeze --exclude-editable > constraints.txt && rm -rf build/lock
+	build/lock/bin/pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt && rm -rf build/lock
 
 clean: ## Remove results, instance, models, data and environments
 	rm -rf .eval .dagster models data .venv .venv-lm-eval build
