@@ -47,7 +47,7 @@ def test_a_cell_shows_its_score_what_it_rests_on_and_its_run(
     committed = record(site, "capitals|tiny@1")
     open_partitions(page, "capitals|tiny@1")
     expect(page.get_by_text("Materialized", exact=True)).to_be_visible()
-    expect(metadata(page, "score")).to_have_text(str(committed["metrics"]["acc"]))  # type: ignore[index]
+    expect(metadata(page, "score")).to_have_text(str(committed["metrics"]["acc"]))  # type: ignore[index]  # any JSON
     expect(metadata(page, "primary_metric")).to_have_text("acc")
     expect(metadata(page, "items")).to_have_text("12 of 12")
     expect(metadata(page, "interval_95")).to_have_text(re.compile(r"^0\.\d{4} to 0\.\d{4}$"))
@@ -106,7 +106,7 @@ def test_the_checks_of_a_cell_are_listed_with_their_outcome(
         for cell in CELLS:
             row = page.locator("tr").filter(has_text=cell)
             committed = record(site, cell)
-            chance = cell.startswith("capitals") and committed["score"]["value"] <= 0.25  # type: ignore[index]
+            chance = cell.startswith("capitals") and committed["score"]["value"] <= 0.25  # type: ignore[index]  # any JSON
             expect(row).to_contain_text("Failed" if name == "above_chance" and chance else "Passed")
     save(page, "7-check-history")
     page.get_by_role("tab", name="Partitions").last.click()
@@ -170,10 +170,9 @@ def test_a_run_terminated_in_the_ui_stops_at_once_and_keeps_its_finished_samples
 
     page.get_by_role("button", name="Terminate").click()
     page.get_by_role("button", name="Terminate 1 run").click()
-    asked_at = time.monotonic()
-    expect(page.get_by_text("Canceled", exact=True).first).to_be_visible(timeout=15_000)
-    until(lambda: instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.CANCELED, 15, page)  # type: ignore[union-attr]
-    assert time.monotonic() - asked_at < 15
+    until(lambda: instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.CANCELED, 15, page)  # type: ignore[union-attr]  # the run exists
+    page.reload()  # its header follows the run's status with a delay
+    expect(page.get_by_text("Canceled", exact=True).first).to_be_visible()
     save(page, "13-terminated")
 
     assert "capitals_written|tiny@2" not in site.committed()
