@@ -4,7 +4,6 @@ import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import dagster as dg
@@ -126,62 +125,80 @@ def evaluation(
     yield from ()
     force = context.run.tags.get(FORCE_TAG) == "true"
     failed: dict[str, str] = {}
-    for model_key, cells in groupby(cells_of_run(context), key=lambda cell: cell[1]):
-        for dataset, _ in cells:
-            partition = cell_key(dataset, model_key)
-            try:
-                _evaluate_cell(context, dataset, model_key, registry, store, engines, force=force)
-            except UserError as error:
+    for run_cell in cells_of_run(context):
+        dataset, model_key = run_cell.dataset, run_cell.model
+        partition = cell_key(dataset, model_key)
+        try:
+            cell = _Cell(context, dataset, model_key, registry, store, engines)
+            if run_cell.meant:
+                cell.evaluate(force=force)
+            elif cell.is_committed():
+                # Dagster takes the whole range for planned: a good cell between two that are meant would
+                # otherwise show as skipped or failed.
+                cell.evaluate(force=False)
+        except UserError as error:
+            if run_cell.meant:
                 failed[partition] = str(error)
-            except Exception as error:
-                # Whatever one cell ran into, the next one of the row gets its turn; the run fails below.
-                context.log.exception(f"{model_key} on {dataset} failed")
-                failed[partition] = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            # Whatever one cell ran into, the next one of the row gets its turn; the run fails below.
+            context.log.exception(f"{model_key} on {dataset} failed")
+            failed[partition] = f"{type(error).__name__}: {error}"
     if failed:
         lines = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
         raise dg.Failure(f"{len(failed)} of the run's cells failed: {lines}", allow_retries=False)
 
 
-def _evaluate_cell(
-    context: dg.AssetExecutionContext,
-    dataset: str,
-    model_key: str,
-    registry: Registry,
-    store: ResultsStore,
-    engines: EngineResource,
-    *,
-    force: bool,
-) -> None:
-    settings = Settings.from_environment()
-    model = recorded(model_key, registry, store)
-    benchmark = stored_benchmark(dataset, store, settings.limit)
-    scoring = scoring_settings(settings)
-    cell = cell_for(model, benchmark, engines.fingerprint_fields(), scoring)
-    partition = cell_key(dataset, model_key)
-    outcome = evaluate(
-        cell,
-        model,
-        benchmark,
-        lambda: engines.load(model),
-        store,
-        scoring=scoring,
-        force=force,
-        run_id=context.run.run_id,
-        revision=settings.git_revision,
-        on_progress=_Reporter(context),
-    )
-    samples = store.samples(outcome.record)
-    record_materialization(
-        context,
-        "evaluation",
-        partition,
-        data_version=cell.fingerprint,
-        code_version=SCORING_VERSION,
-        inputs={"model_version": model_key, "benchmark": dataset},
-        metadata=_metadata(outcome, samples, benchmark.available),
-    )
-    record_checks(context, partition, check_cell(benchmark, outcome.record, samples))
-    context.log.info(_summary(outcome))
+class _Cell:
+    """One cell in a run, with the model, items and fingerprint that it has today."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        dataset: str,
+        model_key: str,
+        registry: Registry,
+        store: ResultsStore,
+        engines: EngineResource,
+    ) -> None:
+        """Raises UserError where the version is not registered or the benchmark is not prepared."""
+        self._context, self._store, self._engines = context, store, engines
+        self._settings = Settings.from_environment()
+        self._scoring = scoring_settings(self._settings)
+        self._model = recorded(model_key, registry, store)
+        self._benchmark = stored_benchmark(dataset, store, self._settings.limit)
+        self._cell = cell_for(self._model, self._benchmark, engines.fingerprint_fields(), self._scoring)
+
+    def is_committed(self) -> bool:
+        return self._store.committed(self._cell) is not None
+
+    def evaluate(self, *, force: bool) -> None:
+        """Evaluate or reuse, then record the materialization and the checks."""
+        context, cell, benchmark = self._context, self._cell, self._benchmark
+        outcome = evaluate(
+            cell,
+            self._model,
+            benchmark,
+            lambda: self._engines.load(self._model),
+            self._store,
+            scoring=self._scoring,
+            force=force,
+            run_id=context.run.run_id,
+            revision=self._settings.git_revision,
+            on_progress=_Reporter(context),
+        )
+        samples = self._store.samples(outcome.record)
+        partition = cell_key(cell.dataset, cell.model)
+        record_materialization(
+            context,
+            "evaluation",
+            partition,
+            data_version=cell.fingerprint,
+            code_version=SCORING_VERSION,
+            inputs={"model_version": cell.model, "benchmark": cell.dataset},
+            metadata=_metadata(outcome, samples, benchmark.available),
+        )
+        record_checks(context, partition, check_cell(benchmark, outcome.record, samples))
+        context.log.info(_summary(outcome))
 
 
 class _Reporter:

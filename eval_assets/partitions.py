@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -49,18 +50,21 @@ def row_tags(model: str, wanted: Iterable[str]) -> dict[str, str]:
     return tags
 
 
-def dataset_range_tags(first: str, last: str) -> dict[str, str]:
-    """Tags of one run over consecutive datasets."""
-    return {_RANGE_START: first, _RANGE_END: last}
+@dataclass(frozen=True, slots=True)
+class RunCell:
+    """A cell in a run's range. One that is not `meant` only lies between two that are."""
+
+    dataset: str
+    model: str
+    meant: bool
 
 
-def cells_of_run(context: dg.AssetExecutionContext) -> Sequence[tuple[str, str]]:
-    """``(dataset, model)`` of each cell of the run, those of one model after each other."""
-    meant = context.run.tags.get(DATASETS_TAG)
-    wanted = set(meant.split(",")) if meant else set(SUITE)
+def cells_of_run(context: dg.AssetExecutionContext) -> Sequence[RunCell]:
+    """The cells of the run's range, those of one model after each other."""
+    tag = context.run.tags.get(DATASETS_TAG)
+    meant = set(tag.split(",")) if tag else set(SUITE)
     cells = []
     for key in context.partition_keys:
         dimensions = grid.get_partition_key_from_str(key).keys_by_dimension
-        if dimensions["dataset"] in wanted:
-            cells.append((dimensions["dataset"], dimensions["model"]))
-    return sorted(cells, key=lambda cell: (cell[1], cell[0]))
+        cells.append(RunCell(dimensions["dataset"], dimensions["model"], dimensions["dataset"] in meant))
+    return sorted(cells, key=lambda cell: (cell.model, cell.dataset))

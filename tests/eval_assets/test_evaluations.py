@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from eval_assets.definitions import definitions
 from eval_assets.partitions import cell_key, row_tags
@@ -197,6 +198,40 @@ def test_files_that_changed_since_registration_are_noticed(project: Project) -> 
     config.write_text(config.read_text() + "\n")
     with pytest.raises(RunFailedError, match="its files changed since it was registered"):
         evaluate(runs, ["tiny@1"], ["capitals"])
+
+
+def test_a_row_with_a_gap_leaves_what_lies_between_as_it_was(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    """Dagster plans a whole range: a good cell in the gap must not turn into a skipped one."""
+    runs = project.registered("tiny@1")
+    runs.evaluate_cells("tiny@1", ["capitals_written"])
+    assert len(checks(instance, "capitals_written|tiny@1")) == 6
+    runs.evaluate_cells("tiny@1", ["capitals", "sentences"])
+    assert materialized(instance) == {f"{dataset}|tiny@1" for dataset in DATASETS}
+    assert len(checks(instance, "capitals_written|tiny@1")) == 6
+    assert len(list(runs.store.records())) == 3
+    assert [event.metadata["reused"].value for event in events(instance, "capitals_written|tiny@1")] == [
+        True,
+        False,
+    ]
+
+
+def test_cancelling_a_row_starts_none_of_its_other_cells(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt taken for one cell's failure would go on with the next benchmark for hours."""
+    runs = project.registered("tiny@1")
+
+    def interrupted(*_: object) -> object:
+        raise DagsterExecutionInterruptedError
+
+    monkeypatch.setattr(TransformersEngine, "loglikelihoods", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.evaluate_cells("tiny@1", DATASETS)
+    assert list(runs.store.records()) == []
+    run = runs.instance.get_runs(limit=1)[0]
+    assert run.status == dg.DagsterRunStatus.CANCELED
 
 
 def test_a_single_cell_runs_as_the_uis_backfill_would_start_it(
