@@ -8,7 +8,16 @@ import dagster as dg
 from resources.catalog import Catalog
 from resources.results import ResultsStore
 
-COLUMNS = ("benchmark", "model", "metric", "score", "95% interval", "n", "change since")
+_DESCRIPTIONS = {
+    "benchmark": "The benchmark's key.",
+    "model": "The model version.",
+    "metric": "The benchmark's primary metric.",
+    "score": "Its value over the items asked.",
+    "95% interval": "Where the value over all such items lies, with 95 % confidence.",
+    "n": "Items asked, of those that the benchmark has.",
+    "change since": "Paired difference from the oldest version of the model, with its 95 % interval.",
+}
+COLUMNS = tuple(_DESCRIPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +118,9 @@ def markdown(rows: Sequence[Row]) -> str:
     tags={"stage": "results"},
     code_version="1",
     metadata={
-        "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, type="string") for name in COLUMNS])
+        "dagster/column_schema": dg.TableSchema(
+            [dg.TableColumn(name, type="string", description=text) for name, text in _DESCRIPTIONS.items()]
+        )
     },
 )
 def leaderboard(
