@@ -21,6 +21,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             "registry": RegistryResource(root=settings.registry),
             "engines": EngineResource(
                 device=settings.device,
+                device_map=settings.device_map,
                 dtype=settings.dtype,
                 threads=settings.threads,
                 batch_tokens=settings.batch_tokens,

@@ -36,6 +36,7 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
     """Runs models; keeps the last one loaded, so that the cells of a row share its weights."""
 
     device: str
+    device_map: bool
     dtype: str
     threads: int
     batch_tokens: int
@@ -48,6 +49,7 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
     def settings(self) -> EngineSettings:
         return EngineSettings(
             device=self.device,
+            device_map=self.device_map,
             dtype=self.dtype,
             threads=self.threads,
             batch_tokens=self.batch_tokens,

@@ -20,6 +20,7 @@ class Settings:
     data_mirror: Path
     limit: int | None
     device: str
+    device_map: bool
     dtype: str
     threads: int
     batch_tokens: int
@@ -52,6 +53,11 @@ class Settings:
                 )
             return number
 
+        def yes_or_no(field: str) -> bool:
+            if text(field) not in ("yes", "no"):
+                raise UserError(f"{VARIABLES[field].name}={text(field)!r}: expected yes or no")
+            return text(field) == "yes"
+
         encoder = text("bertscore_model") or str(Path(text("data_mirror"), LOCAL_ENCODER).absolute())
         return cls(
             store=_absolute(text("store")),
@@ -62,6 +68,7 @@ class Settings:
             data_mirror=Path(text("data_mirror")).absolute(),
             limit=whole_number("limit") if text("limit") not in ("", "none") else None,
             device=text("device"),
+            device_map=yes_or_no("device_map"),
             dtype=text("dtype"),
             threads=whole_number("threads") if text("threads") else len(os.sched_getaffinity(0)),
             batch_tokens=whole_number("batch_tokens"),
@@ -98,6 +105,9 @@ VARIABLES: Mapping[str, Variable] = {
         "EVAL_LIMIT", "", "items of each benchmark to evaluate, chosen by content hash; none for all"
     ),
     "device": Variable("EVAL_DEVICE", "auto", "auto, cpu, cuda or mps"),
+    "device_map": Variable(
+        "EVAL_DEVICE_MAP", "no", "yes spreads a model over all GPUs of the machine (needs accelerate)"
+    ),
     "dtype": Variable(
         "EVAL_DTYPE",
         "auto",

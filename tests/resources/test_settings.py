@@ -50,3 +50,9 @@ def test_a_number_that_is_none_is_refused_by_name(name: str, value: str) -> None
 def test_none_means_no_limit() -> None:
     assert Settings.from_environment({"EVAL_LIMIT": "none"}).limit is None
     assert Settings.from_environment({"EVAL_LIMIT": "25"}).limit == 25
+
+
+def test_yes_or_no_is_all_that_a_switch_takes() -> None:
+    assert Settings.from_environment({"EVAL_DEVICE_MAP": "yes"}).device_map is True
+    with pytest.raises(UserError, match="EVAL_DEVICE_MAP='maybe': expected yes or no"):
+        Settings.from_environment({"EVAL_DEVICE_MAP": "maybe"})
