@@ -251,7 +251,9 @@ def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> Ma
         "samples_truncated": record["samples_truncated"],
     }
     # Plotted by the UI over partitions and time, each under its own name.
-    metadata |= {f"metric/{name}": float(value) for name, value in record["metrics"].items()}
+    metadata |= {
+        f"metric/{name}": float(value) for name, value in record["metrics"].items() if value is not None
+    }
     return metadata | {
         "example_samples": dg.MetadataValue.md(_examples(samples)),
         "computed_by": dg.MetadataValue.dagster_run(record["run_id"]),

@@ -7,6 +7,7 @@ where it stopped, whoever goes on with it.
 
 import hashlib
 import json
+import math
 import platform
 import resource
 import time
@@ -31,7 +32,7 @@ from resources.engines import (
     Result,
     RollingRequest,
 )
-from resources.records import MetricRow, Sample
+from resources.records import Estimate, MetricRow, Sample
 from resources.registries import ModelVersion
 from resources.registries.files import digest_of, model_files, read_facts
 from resources.results import AlreadyCommittedError, Cell, EvaluationWriter, ResultsStore
@@ -292,8 +293,8 @@ class _Evaluation:
             "output_tokens": sum(sample.output_tokens for sample in samples),
             "primary_metric": spec.primary_metric,
             "higher_is_better": metric_of(spec, spec.primary_metric).higher_is_better,
-            "score": asdict(whole[spec.primary_metric]) if spec.primary_metric in whole else None,
-            "metrics": {name: estimate.value for name, estimate in whole.items()},
+            "score": score_of(whole.get(spec.primary_metric)),
+            "metrics": _jsonable({name: estimate.value for name, estimate in whole.items()}),
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "engine": dict(engine.description),
@@ -307,6 +308,23 @@ class _Evaluation:
 def metric_of(spec: BenchmarkSpec, name: str) -> Any:
     """The metric behind a benchmark's metric name (which may be an alias with options)."""
     return METRICS[next(metric.metric for metric in spec.metrics if metric.name == name)]
+
+
+def score_of(estimate: Estimate | None) -> dict[str, float | None] | None:
+    """An estimate for the record; None without a finite value, no interval where a bound has none."""
+    if estimate is None or not math.isfinite(estimate.value):
+        return None
+    values = _jsonable(asdict(estimate))
+    if values["ci_low"] is None or values["ci_high"] is None:
+        values |= {"ci_low": None, "ci_high": None}
+    return values
+
+
+def _jsonable(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON has no NaN or infinity: such a value (a perplexity can overflow) is None and fails its check."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
+    }
 
 
 def _ask(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:

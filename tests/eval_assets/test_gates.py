@@ -1,0 +1,71 @@
+"""The checks of a cell, each made to fail."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from eval_assets.evaluator import Benchmark, score_of
+from eval_assets.gates import check_cell
+from eval_assets.partitions import SUITE
+from eval_assets.suite import normalize
+from resources.datasets import read_rows
+from resources.records import Estimate, Sample
+
+ITEMS = normalize(SUITE["capitals"], read_rows).items
+BENCHMARK = Benchmark(SUITE["capitals"], "f", ITEMS, len(ITEMS))
+SAMPLES = [
+    Sample(
+        item.sample_id, item.index, item.group, None, item.query, target=0, choices=item.choices, output="x"
+    )
+    for item in ITEMS
+]
+
+
+def record(value: float | None = 0.5, **metrics: float | None) -> dict[str, Any]:
+    score = None if value is None else {"value": value, "ci_low": 0.0, "ci_high": 1.0, "stderr": 0.1, "n": 12}
+    return {"score": score, "metrics": {"acc": value, **metrics}}
+
+
+def failed(samples: list[Sample], values: dict[str, Any]) -> list[str]:
+    return [outcome.name for outcome in check_cell(BENCHMARK, values, samples) if not outcome.passed]
+
+
+def test_a_good_cell_passes_every_check() -> None:
+    assert failed(SAMPLES, record()) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "values", "expected"),
+    [
+        (SAMPLES[1:], record(), ["complete"]),
+        ([*SAMPLES, SAMPLES[0]], record(), ["complete"]),
+        ([*SAMPLES[1:], replace(SAMPLES[0], sample_id="stranger")], record(), ["complete"]),
+        ([*SAMPLES[1:], replace(SAMPLES[0], error="NaN")], record(), ["finite"]),
+        ([*SAMPLES[1:], replace(SAMPLES[0], truncated_tokens=3)], record(), ["truncated_inputs"]),
+        ([*SAMPLES[1:], replace(SAMPLES[0], output=" \n")], record(), ["empty_outputs"]),
+        (SAMPLES, record(1.5), ["score_in_range"]),
+        (SAMPLES, record(acc_norm=-0.1), ["score_in_range"]),
+        (SAMPLES, record(acc_norm=None), ["score_in_range"]),
+        (SAMPLES, record(None), ["score_in_range"]),
+        (SAMPLES, record(0.25), ["above_chance"]),
+    ],
+)
+def test_each_fault_fails_its_own_check(
+    samples: list[Sample], values: dict[str, Any], expected: list[str]
+) -> None:
+    assert failed(samples, values) == expected
+
+
+def test_only_what_makes_numbers_wrong_is_an_error() -> None:
+    warnings = {outcome.name for outcome in check_cell(BENCHMARK, record(), SAMPLES) if outcome.warning_only}
+    assert warnings == {"truncated_inputs", "empty_outputs", "above_chance"}
+
+
+def test_a_score_without_a_finite_value_is_none_and_an_open_interval_is_left_out() -> None:
+    """JSON has no infinity: a perplexity that overflows must not take its evaluation down."""
+    assert score_of(None) is None
+    assert score_of(Estimate(math.inf, None, None, None, 3)) is None
+    score = score_of(Estimate(9.0, 1.0, 7.0, math.inf, 3))
+    assert score == {"value": 9.0, "stderr": 1.0, "ci_low": None, "ci_high": None, "n": 3}
