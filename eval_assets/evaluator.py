@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -296,7 +297,7 @@ class _Evaluation:
             "score": score_of(whole.get(spec.primary_metric)),
             "metrics": _jsonable({name: estimate.value for name, estimate in whole.items()}),
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": _peak_memory_bytes(),
             "engine": dict(engine.description),
             "scoring_version": SCORING_VERSION,
             "packages": package_versions(),
@@ -318,6 +319,11 @@ def score_of(estimate: Estimate | None) -> dict[str, float | None] | None:
     if values["ci_low"] is None or values["ci_high"] is None:
         values |= {"ci_low": None, "ci_high": None}
     return values
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
 
 
 def _jsonable(values: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -20,6 +19,7 @@ from eval_assets.partitions import DATASETS_TAG, SUITE, grid, row_tags
 from resources.engines.settings import EngineSettings, fingerprint_fields
 from resources.errors import UserError
 from resources.keys import ModelKey
+from resources.lease import process_exists
 from resources.registries import ModelVersion
 from resources.registries.folder import FolderRegistry
 from resources.results import Cell, ResultsStore
@@ -177,7 +177,7 @@ class Runs:
         for run in self.instance.get_runs(dg.RunsFilter(statuses=_ACTIVE)):
             process = run.tags.get(PROCESS_TAG, "")
             owner, _, pid = process.rpartition(":")
-            if owner == host and not Path("/proc", pid).exists():
+            if owner == host and not process_exists(int(pid)):
                 self.instance.report_run_failed(run, f"its process ({process}) was ended")
 
 

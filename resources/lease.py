@@ -84,7 +84,7 @@ class Lease:
 
 
 def _is_dead(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, Any]) -> bool:
-    if holder["host"] == socket.gethostname() and not _process_exists(holder["pid"]):
+    if holder["host"] == socket.gethostname() and not process_exists(holder["pid"]):
         return True
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
@@ -97,7 +97,8 @@ def _is_dead(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str,
     return True
 
 
-def _process_exists(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
+    """Whether a process of this machine is alive."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

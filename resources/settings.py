@@ -70,7 +70,7 @@ class Settings:
             device=text("device"),
             device_map=yes_or_no("device_map"),
             dtype=text("dtype"),
-            threads=whole_number("threads") if text("threads") else len(os.sched_getaffinity(0)),
+            threads=whole_number("threads") if text("threads") else _cores(),
             batch_tokens=whole_number("batch_tokens"),
             seed=whole_number("seed"),
             bertscore_model=encoder,
@@ -132,6 +132,12 @@ if {f.name for f in fields(Settings)} != set(VARIABLES):  # a new setting must b
 
 def _absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
+
+
+def _cores() -> int:
+    """The cores that this process may use, where the platform tells; otherwise all."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @cache
