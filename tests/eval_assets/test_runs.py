@@ -1,0 +1,55 @@
+import os
+import socket
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from eval_assets.definitions import definitions
+from eval_assets.partitions import row_tags
+from eval_assets.runs import PROCESS_TAG
+from resources.settings import Settings
+from tests.eval_assets.conftest import Project
+
+
+def started_run(instance: dg.DagsterInstance, process: str) -> str:
+    """A run that is marked as started by a process; returns its id."""
+    job = definitions(Settings.from_environment()).resolve_job_def("evaluate_models")
+    run = instance.create_run_for_job(
+        job,
+        tags={PROCESS_TAG: process, **row_tags("tiny@1", ["capitals"])},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    return run.run_id
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_run_whose_terminal_was_killed_does_not_stay_running_for_ever(
+    project: Project, instance: dg.DagsterInstance, alive: bool
+) -> None:
+    """Its cells would count as in flight, and never be evaluated again."""
+    pid = os.getpid() if alive else ended_process()
+    run_id = started_run(instance, f"{socket.gethostname()}:{pid}")
+    runs = project.registered("tiny@1")
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status == (dg.DagsterRunStatus.STARTED if alive else dg.DagsterRunStatus.FAILURE)
+    missing = runs.missing(runs.cells(["tiny@1"], ["capitals", "sentences"]))
+    assert [request.datasets for request in missing] == [
+        ("sentences",) if alive else ("capitals", "sentences"),
+    ]
+
+
+def test_a_run_of_another_machine_is_left_alone(project: Project, instance: dg.DagsterInstance) -> None:
+    run_id = started_run(instance, f"another-machine:{ended_process()}")
+    project.runs()
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status == dg.DagsterRunStatus.STARTED
