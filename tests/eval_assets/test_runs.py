@@ -36,8 +36,9 @@ def test_a_run_whose_terminal_was_killed_does_not_stay_running_for_ever(
 ) -> None:
     """Its cells would count as in flight, and never be evaluated again."""
     pid = os.getpid() if alive else ended_process()
+    project.registered("tiny@1")
     run_id = started_run(instance, f"{socket.gethostname()}:{pid}")
-    runs = project.registered("tiny@1")
+    runs = project.runs()
     run = instance.get_run_by_id(run_id)
     assert run is not None
     assert run.status == (dg.DagsterRunStatus.STARTED if alive else dg.DagsterRunStatus.FAILURE)
@@ -48,6 +49,7 @@ def test_a_run_whose_terminal_was_killed_does_not_stay_running_for_ever(
 
 
 def test_a_run_of_another_machine_is_left_alone(project: Project, instance: dg.DagsterInstance) -> None:
+    project.registered("tiny@1")
     run_id = started_run(instance, f"another-machine:{ended_process()}")
     project.runs()
     run = instance.get_run_by_id(run_id)
