@@ -88,25 +88,25 @@ _TRUTHFUL = _same(
 )
 
 WORKS = (
-    Work("HellaSwag, 0-shot", "hellaswag", ("hellaswag",), "hellaswag", 80, _ACC, gemma=20),
+    Work("HellaSwag, 0-shot", "hellaswag", ("hellaswag",), "hellaswag", 50, _ACC, gemma=20),
     Work(
         "MMLU, 8 subjects, 5-shot",
         "mmlu",
         _MMLU_TASKS,
         "mmlu",
-        5,
+        4,
         _same("acc"),
         num_fewshot=5,
         gemma=1,
         spec=_ALL_SUBJECTS,
     ),
-    Work("ARC-Easy, 0-shot", "arc_easy", ("arc_easy",), "arc_easy", 100, _ACC, gemma=30),
+    Work("ARC-Easy, 0-shot", "arc_easy", ("arc_easy",), "arc_easy", 60, _ACC, gemma=30),
     Work(
         "ARC-Challenge, 25-shot",
         "arc_challenge_25shot",
         ("arc_challenge",),
         "arc_challenge",
-        20,
+        10,
         _ACC,
         num_fewshot=25,
         first_n=True,
@@ -116,7 +116,7 @@ WORKS = (
         "lambada",
         ("lambada_openai",),
         "lambada",
-        100,
+        60,
         _same("acc", "perplexity"),
         gemma=30,
     ),
@@ -140,10 +140,10 @@ WORKS = (
         max_length=WINDOW,
         gemma=2,
     ),
-    Work("SQuAD v1.1, generation", "squad", ("squadv2",), "squad", 40, _SQUAD, gemma=10, spec=_LONG),
-    Work("SQuAD v2.0, generation", "squad_v2", ("squadv2",), "squad_v2", 20, _SQUAD, spec=_LONG),
-    Work("GSM8K, 5-shot", "gsm8k", ("gsm8k",), "gsm8k", 24, _GSM8K, first_n=True),
-    Work("TruthfulQA, generation", "truthful_qa_gen", ("truthfulqa_gen",), "truthful", 12, _TRUTHFUL),
+    Work("SQuAD v1.1, generation", "squad", ("squadv2",), "squad", 16, _SQUAD, gemma=8, spec=_LONG),
+    Work("SQuAD v2.0, generation", "squad_v2", ("squadv2",), "squad_v2", 8, _SQUAD, spec=_LONG),
+    Work("GSM8K, 5-shot", "gsm8k", ("gsm8k",), "gsm8k", 8, _GSM8K, first_n=True),
+    Work("TruthfulQA, generation", "truthful_qa_gen", ("truthfulqa_gen",), "truthful", 8, _TRUTHFUL),
     Work(
         "MMLU, 5-shot, chat template",
         "mmlu",
@@ -155,8 +155,8 @@ WORKS = (
         chat=True,
         spec=_TWO_SUBJECTS,
     ),
-    Work("GSM8K, 5-shot, chat template", "gsm8k", ("gsm8k",), "gsm8k", 16, _GSM8K, first_n=True, chat=True),
-    Work("SQuAD v1.1, chat template", "squad", ("squadv2",), "squad", 16, _SQUAD, chat=True, spec=_LONG),
+    Work("GSM8K, 5-shot, chat template", "gsm8k", ("gsm8k",), "gsm8k", 8, _GSM8K, first_n=True, chat=True),
+    Work("SQuAD v1.1, chat template", "squad", ("squadv2",), "squad", 8, _SQUAD, chat=True, spec=_LONG),
 )
 
 _IN_THE_SLICE = {
