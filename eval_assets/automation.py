@@ -7,7 +7,6 @@ import dagster as dg
 from pydantic import Field
 
 from eval_assets.model_versions import register
-from eval_assets.partitions import models
 from resources.errors import UserError
 from resources.registries import Registry
 from resources.results import Cell, ResultsStore
@@ -101,5 +100,3 @@ refresh_leaderboard = dg.define_asset_job(
 )
 
 JOBS = (register_models, prepare_benchmarks, evaluate_models, refresh_leaderboard)
-
-__all__ = ["JOBS", "RowRequest", "models", "plan"]

@@ -14,8 +14,9 @@ from eval_assets.benchmarks import is_current, stored_benchmark
 from eval_assets.definitions import definitions
 from eval_assets.evaluations import FORCE_TAG, scoring_settings
 from eval_assets.evaluator import Benchmark, cell_for, work_of
+from eval_assets.events import latest_materialization
 from eval_assets.model_versions import measured
-from eval_assets.partitions import DATASETS_TAG, SUITE, grid, row_tags
+from eval_assets.partitions import DATASETS_TAG, SUITE, cell_key, grid, row_tags
 from resources.engines.settings import EngineSettings, fingerprint_fields
 from resources.errors import UserError
 from resources.keys import ModelKey
@@ -87,7 +88,12 @@ class Runs:
         """
         outcomes: dict[str, str | None] = {}
         for key in datasets:
-            if is_current(SUITE[key], self.store):
+            record = self.store.benchmark(key)
+            if (
+                record is not None
+                and is_current(SUITE[key], self.store)
+                and self._shows("benchmark", key, record["fingerprint"])
+            ):
                 continue
             try:
                 self._run("prepare_benchmarks", partition_key=key)
@@ -112,12 +118,22 @@ class Runs:
                 cells[cell_for(version, benchmark, fields, scoring)] = benchmark
         return cells
 
+    def finished(self, cells: Collection[Cell]) -> set[str]:
+        """Fingerprints of the cells whose evaluation is committed and is what this instance shows.
+
+        One that is committed only (by another instance, or before something was changed and put back) still
+        needs a run, which reuses it.
+        """
+        return {
+            cell.fingerprint
+            for cell in cells
+            if self.store.committed(cell) is not None
+            and self._shows("evaluation", cell_key(cell.dataset, cell.model), cell.fingerprint)
+        }
+
     def missing(self, cells: Collection[Cell], *, force: bool = False) -> list[RowRequest]:
         """The runs that the cells still need."""
-        finished = {
-            cell.fingerprint for cell in cells if not force and self.store.committed(cell) is not None
-        }
-        return plan(cells, finished, self._in_flight())
+        return plan(cells, set() if force else self.finished(cells), self._in_flight())
 
     def evaluate(self, request: RowRequest, *, force: bool = False) -> None:
         """Run one row; raises RunFailedError naming the cells that failed."""
@@ -136,7 +152,12 @@ class Runs:
         record = self.store.model_version(key)
         if record is None or not self.instance.has_dynamic_partition("model", key):
             return True
-        return bool(measured(key, self.registry, self.store).digest != record["digest"])
+        digest = measured(key, self.registry, self.store).digest
+        return digest != record["digest"] or not self._shows("model_version", key, digest)
+
+    def _shows(self, asset: str, partition: str, data_version: str) -> bool:
+        latest = latest_materialization(self.instance, asset, partition)
+        return latest is not None and latest[1] == data_version
 
     def _run(
         self,

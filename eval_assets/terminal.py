@@ -77,12 +77,18 @@ def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: 
     requests = runs.missing(cells, force=force)
     asked = {(request.model, dataset) for request in requests for dataset in request.datasets}
     todo = {cell: benchmark for cell, benchmark in cells.items() if (cell.model, cell.dataset) in asked}
-    if not todo:
+    elsewhere = 0 if force else len(set(cells) - set(todo)) - len(runs.finished(set(cells) - set(todo)))
+    if elsewhere:
+        console.print(f"{elsewhere} of {len(cells)} cells are being evaluated by other runs.")
+    elif not todo:
         console.print(f"All {len(cells)} cells are evaluated already: nothing to do.")
-    else:
-        items = sum(len(benchmark.items) for benchmark in todo.values())
-        console.print(f"{len(todo)} of {len(cells)} cells to evaluate, {items:,} samples.")
-        with _Bar(len(todo), items, work_left(todo)) as bar, progress_to(bar.update):
+    if todo:
+        new = {cell: b for cell, b in todo.items() if force or runs.store.committed(cell) is None}
+        items = sum(len(benchmark.items) for benchmark in new.values())
+        console.print(f"{len(new)} of {len(cells)} cells to evaluate, {items:,} samples.")
+        if len(new) < len(todo):
+            console.print(f"{len(todo) - len(new)} cells are in the store already and are only recorded.")
+        with _Bar(len(new), items, work_left(new)) as bar, progress_to(bar.update):
             for request in requests:
                 try:
                     runs.evaluate(request, force=force)
@@ -93,7 +99,7 @@ def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: 
         show_leaderboard()
     except UserError as error:
         failures.append(str(error))
-    _say_where(runs.settings.store, time.monotonic() - started)
+    _say_where(runs.settings.store, time.monotonic() - started, models, datasets)
     if failures:
         raise UserError("; ".join(failures))
 
@@ -166,7 +172,7 @@ def _known_benchmark(key: str) -> str:
     )
 
 
-def _say_where(store: str, seconds: float) -> None:
+def _say_where(store: str, seconds: float, models: Sequence[str], datasets: Sequence[str]) -> None:
     console.print(f"\nDone in {seconds:,.0f} s. Everything is in {store}:", soft_wrap=True)
     console.print(
         "  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json"
@@ -175,7 +181,8 @@ def _say_where(store: str, seconds: float) -> None:
     console.print("\nTry next:")
     console.print("  make ui                                 the grid in Dagster's web UI")
     console.print('  Q="select * from comparisons" make -s sql')
-    console.print("  EVAL_LIMIT=500 make evaluate MODELS='smollm2-135m@*' BENCHMARKS=hellaswag")
+    example = f"MODELS='{models[-1]}' BENCHMARKS={datasets[0] if datasets else 'hellaswag'}"
+    console.print(f"  EVAL_LIMIT=500 make evaluate {example}", markup=False)
 
 
 class _Bar:

@@ -5,9 +5,9 @@ puts the result in its place by one rename: readers keep the file that they have
 """
 
 import json
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import duckdb
 import pyarrow as pa
 
 from resources.errors import UserError
-from resources.results import RECORD, ResultsStore
+from resources.results import RECORD, CurrentInputs, ResultsStore
 
 CATALOG = "catalog.duckdb"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _EVALUATION_FIELDS = {
     "evaluation_id": pa.string(),
@@ -74,6 +74,8 @@ CREATE TABLE samples (
     choice_tokens INTEGER[], is_greedy BOOLEAN[], output VARCHAR, finish_reason VARCHAR,
     prompt_tokens INTEGER, output_tokens INTEGER, truncated_tokens INTEGER, scores MAP(VARCHAR, DOUBLE),
     error VARCHAR);
+CREATE TABLE current_models (model VARCHAR, digest VARCHAR);
+CREATE TABLE current_benchmarks (dataset VARCHAR, fingerprint VARCHAR);
 """
 
 _VIEWS = """
@@ -82,15 +84,23 @@ SELECT evaluation_id, dataset, model, sample_id, "index", "group", cluster,
        score.key AS metric, score.value AS value
 FROM (SELECT * EXCLUDE (scores), unnest(map_entries(scores)) AS score FROM samples);
 
--- A cell's current evaluation: of those with the latest evaluation's model files and benchmark, the one with
--- the most items, then the latest. So a quick try with few items never hides a fuller evaluation.
+-- A cell's current evaluation: of those with the model files and benchmark that are recorded now (or, where
+-- none has them, of the latest evaluation), the one with the most items, then the latest. So a quick try with
+-- few items never hides a fuller evaluation, and files that are put back bring their evaluation back.
 CREATE VIEW current_evaluations AS
-SELECT * EXCLUDE (latest_digest, latest_benchmark) FROM (
-    SELECT *,
-        first_value(model_digest) OVER latest AS latest_digest,
-        first_value(benchmark_fingerprint) OVER latest AS latest_benchmark
-    FROM evaluations WINDOW latest AS (PARTITION BY dataset, model ORDER BY finished_at DESC, evaluation_id))
-WHERE model_digest = latest_digest AND benchmark_fingerprint = latest_benchmark
+SELECT * EXCLUDE (chosen_digest, chosen_benchmark) FROM (
+    SELECT evaluations.*,
+        first_value(model_digest) OVER chosen AS chosen_digest,
+        first_value(benchmark_fingerprint) OVER chosen AS chosen_benchmark
+    FROM evaluations
+    LEFT JOIN current_models USING (model)
+    LEFT JOIN current_benchmarks ON current_benchmarks.dataset = evaluations.dataset
+    WINDOW chosen AS (
+        PARTITION BY evaluations.dataset, model
+        ORDER BY model_digest IS NOT DISTINCT FROM digest DESC,
+                 benchmark_fingerprint IS NOT DISTINCT FROM current_benchmarks.fingerprint DESC,
+                 finished_at DESC, evaluation_id))
+WHERE model_digest = chosen_digest AND benchmark_fingerprint = chosen_benchmark
 QUALIFY row_number() OVER (
     PARTITION BY dataset, model ORDER BY samples DESC, finished_at DESC, evaluation_id) = 1;
 
@@ -169,66 +179,78 @@ class Catalog:
         self._path = f"{store.root}/{CATALOG}"
 
     def refresh(self) -> Refresh:
-        """Make the catalogue say what the committed evaluations say."""
-        committed = self._committed()
-        with tempfile.TemporaryDirectory() as folder:
-            local = Path(folder, CATALOG)
-            if not self._copy_present(local):
-                local.unlink(missing_ok=True)
-            with duckdb.connect(str(local)) as connection:
-                connection.register_filesystem(self._store.filesystem)
-                if not connection.execute("SELECT 1 FROM duckdb_tables() LIMIT 1").fetchone():
-                    _create(connection)
-                known = {
-                    row[0] for row in connection.execute("SELECT evaluation_id FROM evaluations").fetchall()
-                }
-                added, removed = sorted(set(committed) - known), sorted(known - set(committed))
-                if added or removed or not self._store.filesystem.exists(self._path):
-                    connection.execute("BEGIN")
-                    for table in ("evaluations", "metrics", "samples"):
-                        connection.execute(
-                            f"DELETE FROM {table} WHERE list_contains($ids, evaluation_id)", {"ids": removed}
-                        )
-                    self._insert(connection, [committed[name] for name in added])
-                    connection.execute("COMMIT")
-            if added or removed or not self._store.filesystem.exists(self._path):
+        """Make the catalogue say what the committed evaluations say; without a change it is left alone."""
+        committed, inputs = self._committed(), self._store.current_inputs()
+        known = self._known()
+        before = known[0] if known is not None else set()
+        added, removed = sorted(set(committed) - before), sorted(before - set(committed))
+        if known is None or added or removed or known[1] != inputs:
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder, CATALOG)
+                if known is not None:
+                    self._store.filesystem.get_file(self._path, str(local))
+                with duckdb.connect(str(local)) as connection:
+                    if known is None:
+                        _create(connection)
+                    connection.register_filesystem(self._store.filesystem)
+                    self._update(connection, [committed[name] for name in added], removed, inputs)
                 self._store.put_file(CATALOG, local)
         return Refresh(len(added), len(removed), len(committed))
 
-    def connect(self) -> duckdb.DuckDBPyConnection:
+    @contextmanager
+    def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A read-only connection to the catalogue as it is; raises UserError where there is none."""
         if not self._store.filesystem.exists(self._path):
             raise UserError(
                 f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' ('make demo' does)"
             )
-        if self._store.is_local:
-            return duckdb.connect(self._path, read_only=True)
-        folder = tempfile.mkdtemp(prefix="catalog-")
-        self._copy_present(Path(folder, CATALOG))
-        return duckdb.connect(str(Path(folder, CATALOG)), read_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._path
+            if not self._store.is_local:
+                path = str(Path(folder, CATALOG))
+                self._store.filesystem.get_file(self._path, path)
+            with duckdb.connect(path, read_only=True) as connection:
+                yield connection
+
+    def _known(self) -> tuple[set[str], CurrentInputs] | None:
+        """The evaluation ids and inputs that the catalogue has; None without one that can be gone on with."""
+        if not self._store.filesystem.exists(self._path):
+            return None
+        try:
+            with self.connect() as connection:
+                if connection.execute("SELECT version FROM catalog_version").fetchone() != (SCHEMA_VERSION,):
+                    return None
+                ids = connection.execute("SELECT evaluation_id FROM evaluations").fetchall()
+                digests = connection.execute("SELECT model, digest FROM current_models").fetchall()
+                prints = connection.execute("SELECT dataset, fingerprint FROM current_benchmarks").fetchall()
+        except duckdb.Error:  # damaged, or of another version: it is made again
+            return None
+        return {row[0] for row in ids}, CurrentInputs(dict(digests), dict(prints))
 
     def _committed(self) -> dict[str, str]:
         """Evaluation id -> folder of every committed evaluation."""
-        filesystem, root = self._store.filesystem, f"{self._store.root}/evaluations"
-        if not filesystem.exists(root):
-            return {}
-        paths = filesystem.glob(f"{root}/*/*/*/{RECORD}")
+        self._store.filesystem.invalidate_cache()
+        paths = self._store.filesystem.glob(f"{self._store.root}/evaluations/*/*/*/{RECORD}")
         return {path.rsplit("/", 2)[1]: path.rsplit("/", 1)[0] for path in paths}
 
-    def _copy_present(self, target: Path) -> bool:
-        """Copy the present catalogue; False where there is none that this version can go on with."""
-        if not self._store.filesystem.exists(self._path):
-            return False
-        if self._store.is_local:
-            shutil.copyfile(self._path, target)
-        else:
-            self._store.filesystem.get_file(self._path, str(target))
-        try:
-            with duckdb.connect(str(target), read_only=True) as connection:
-                row = connection.execute("SELECT version FROM catalog_version").fetchone()
-        except duckdb.Error:
-            return False
-        return row == (SCHEMA_VERSION,)
+    def _update(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        added: Sequence[str],
+        removed: Sequence[str],
+        inputs: CurrentInputs,
+    ) -> None:
+        connection.execute("BEGIN")
+        for table in ("evaluations", "metrics", "samples"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE list_contains($ids, evaluation_id)", {"ids": removed}
+            )
+        self._insert(connection, added)
+        for table, rows in (("current_models", inputs.digests), ("current_benchmarks", inputs.fingerprints)):
+            connection.execute(f"DELETE FROM {table}")
+            if rows:
+                connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", list(rows.items()))
+        connection.execute("COMMIT")
 
     def _insert(self, connection: duckdb.DuckDBPyConnection, folders: Sequence[str]) -> None:
         records = []

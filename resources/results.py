@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from resources.errors import UserError
-from resources.keys import path_segment
+from resources.keys import key_of_segment, path_segment
 from resources.lease import Lease
 from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, MetricRow, Sample
 
@@ -43,6 +43,14 @@ class Cell:
 
 class AlreadyCommittedError(Exception):
     """The cell has a committed evaluation of this fingerprint; reuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentInputs:
+    """What evaluations are made from now: model key -> digest, dataset key -> fingerprint."""
+
+    digests: Mapping[str, str]
+    fingerprints: Mapping[str, str]
 
 
 class ResultsStore:
@@ -83,6 +91,19 @@ class ResultsStore:
     def items(self, dataset: str, fingerprint: str) -> pa.Table:
         """The items of a benchmark as `save_benchmark` stored them."""
         return self._get_table(f"benchmarks/{path_segment(dataset)}/{fingerprint}/items.parquet")
+
+    def current_inputs(self) -> "CurrentInputs":
+        """The latest recorded digest of each model version and fingerprint of each benchmark."""
+        return CurrentInputs(
+            {
+                key_of_segment(path.rsplit("/", 1)[1].removesuffix(".json")): record["digest"]
+                for path, record in self._records_at("models/*.json")
+            },
+            {
+                key_of_segment(path.rsplit("/", 2)[1]): record["fingerprint"]
+                for path, record in self._records_at("benchmarks/*/current.json")
+            },
+        )
 
     # -- evaluations ------------------------------------------------------------------------------
 
@@ -126,14 +147,8 @@ class ResultsStore:
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """``(folder, record)`` of every committed evaluation, in the order of their folders."""
-        root = f"{self.root}/evaluations"
-        if not self.filesystem.exists(root):
-            return
-        self.filesystem.invalidate_cache(root)
-        for path in sorted(self.filesystem.glob(f"{root}/*/*/*/{RECORD}")):
-            record = self._get_json(path[len(self.root) + 1 :])
-            if record is not None:
-                yield path.rsplit("/", 1)[0], record
+        for path, record in self._records_at(f"evaluations/*/*/*/{RECORD}"):
+            yield path.rsplit("/", 1)[0], record
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """All samples of a committed evaluation, in the order of their items."""
@@ -141,6 +156,13 @@ class ResultsStore:
         attempt = int(record["evaluation_id"].rsplit("-", 1)[1])
         table = self._get_table(f"{self._folder(cell, attempt)}/samples.parquet")
         return [Sample.from_row(row) for row in table.to_pylist()]
+
+    def _records_at(self, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        self.filesystem.invalidate_cache()
+        for path in sorted(self.filesystem.glob(f"{self.root}/{pattern}")):
+            record = self._get_json(path[len(self.root) + 1 :])
+            if record is not None:
+                yield path, record
 
     def _folder(self, cell: Cell, attempt: int) -> str:
         return (

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def test_dg_knows_the_project(project: Project, command: list[str]) -> None:
 
 
 def test_help_starts_quickly_and_imports_no_dagster(project: Project) -> None:
-    started = time.process_time()
+    before = os.times()
     program = (
         "import sys; sys.argv = ['eval_assets', '--help']\n"
         "from eval_assets.__main__ import main\n"
@@ -56,7 +55,8 @@ def test_help_starts_quickly_and_imports_no_dagster(project: Project) -> None:
     )
     result = run(sys.executable, "-c", program)
     assert result.stdout.splitlines()[-1] == "False False"
-    assert time.process_time() - started < 5
+    after = os.times()
+    assert after.children_user - before.children_user < 0.5
 
 
 @pytest.mark.parametrize(

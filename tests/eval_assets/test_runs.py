@@ -10,6 +10,7 @@ from eval_assets.definitions import definitions
 from eval_assets.partitions import row_tags
 from eval_assets.runs import PROCESS_TAG
 from resources.settings import Settings
+from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 
 
@@ -55,3 +56,19 @@ def test_a_run_of_another_machine_is_left_alone(project: Project, instance: dg.D
     run = instance.get_run_by_id(run_id)
     assert run is not None
     assert run.status == dg.DagsterRunStatus.STARTED
+
+
+def test_cells_that_another_run_is_evaluating_are_left_to_it_and_said(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    project.registered("tiny@1")
+    started_run(instance, f"{socket.gethostname()}:{os.getpid()}")
+    result = subprocess.run(
+        [sys.executable, "-m", "eval_assets", "evaluate", "--models", "tiny@1", "--benchmarks",
+         "capitals,sentences"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "1 of 2 cells are being evaluated by other runs." in result.stdout
+    assert "1 of 2 cells to evaluate" in result.stdout
+    assert {record["dataset"] for _, record in project.runs().store.records()} == {"sentences"}

@@ -10,6 +10,8 @@ from dagster._core.loader import LoadingContextForTest
 
 from eval_assets.definitions import definitions
 from eval_assets.partitions import cell_key
+from resources.catalog import Catalog
+from resources.engines.transformers_engine import TransformersEngine
 from resources.settings import Settings
 from tests.eval_assets.conftest import Project
 
@@ -93,3 +95,47 @@ def test_changed_scoring_code_makes_every_cell_stale(
     assert set(stale_cells(instance)) == {str(cell_key(*cell)) for cell in CELLS}
     runs = evaluated.runs()
     assert len(runs.missing(runs.cells(["tiny@1", "tiny@2"], ["capitals", "sentences"]))) == 2
+
+
+def test_files_that_are_put_back_bring_their_evaluation_back(
+    evaluated: Project, instance: dg.DagsterInstance
+) -> None:
+    """Reusing the old evaluation must show: in the UI as fresh, on the leaderboard as the model's score."""
+    config = evaluated.registry / "tiny" / "2" / "generation_config.json"
+    original = config.read_text()
+    models, datasets = ["tiny@1", "tiny@2"], ["capitals", "sentences"]
+    digests = []
+    for content in (original, original.replace("{", '{"max_length": 77,', 1), original):
+        config.write_text(content)
+        runs = evaluated.runs()
+        runs.register(models, only_changed=True)
+        for request in runs.missing(runs.cells(models, datasets)):
+            runs.evaluate(request)
+        assert stale_cells(instance) == {}
+        catalog = Catalog(runs.store)
+        catalog.refresh()
+        with catalog.connect() as connection:
+            digests += connection.execute(
+                "SELECT DISTINCT model_digest FROM current_evaluations WHERE model = 'tiny@2'"
+            ).fetchall()
+    assert len(digests) == 3
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_new_instance_on_an_old_store_is_filled_without_computing_anything(
+    evaluated: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results outlive the instance: a grid that the store has must not look empty in the UI."""
+    home = evaluated.folder / "another-home"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.delattr(TransformersEngine, "load")
+    runs = evaluated.runs()
+    models, datasets = ["tiny@1", "tiny@2"], ["capitals", "sentences"]
+    assert runs.register(models, only_changed=True) == models
+    assert runs.prepare(datasets) == dict.fromkeys(datasets)
+    for request in runs.missing(runs.cells(models, datasets)):
+        runs.evaluate(request)
+    assert stale_cells(runs.instance) == {}
+    assert runs.missing(runs.cells(models, datasets)) == []
+    assert len(list(runs.store.records())) == 4

@@ -104,8 +104,8 @@ def test_a_damaged_catalogue_is_made_again(store: ResultsStore, damage: bytes) -
 
 
 def test_without_a_catalogue_one_line_says_what_to_do(store: ResultsStore) -> None:
-    with pytest.raises(UserError, match=r"no catalogue in .*'leaderboard'"):
-        Catalog(store).connect()
+    with pytest.raises(UserError, match=r"no catalogue in .*'leaderboard'"), Catalog(store).connect():
+        pass
 
 
 def test_a_quick_try_never_hides_a_fuller_evaluation(store: ResultsStore) -> None:
@@ -187,3 +187,33 @@ def test_the_connection_can_only_read(store: ResultsStore) -> None:
         Catalog(store).connect() as connection,
     ):
         connection.execute("DELETE FROM samples")
+
+
+def test_an_unchanged_catalogue_is_not_written_again(store: ResultsStore) -> None:
+    """Every query refreshes first: copying a large catalogue each time would make looking slow."""
+    commit(store, "m@1", [1.0, 0.0])
+    Catalog(store).refresh()
+    before = Path(store.root, "catalog.duckdb").stat()
+    assert Catalog(store).refresh().total == 1
+    after = Path(store.root, "catalog.duckdb").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_leaderboard_shows_the_files_that_are_recorded_now(store: ResultsStore) -> None:
+    old = commit(store, "m@1", [1.0, 0.0], digest="old", finished="2026-01-01T00:00:00+00:00")
+    new = commit(store, "m@1", [1.0, 1.0], digest="new", finished="2026-01-02T00:00:00+00:00")
+    catalog = Catalog(store)
+    for digest, expected in (("new", new), ("old", old), ("never evaluated", new)):
+        store.save_model_version("m@1", {"digest": digest})
+        catalog.refresh()
+        assert query(catalog, "SELECT evaluation_id FROM leaderboard") == [(expected,)]
+
+
+def test_an_object_store_has_a_catalogue_too() -> None:
+    store = ResultsStore("memory://catalogue/results")
+    commit(store, "m@1", [1.0, 0.0])
+    catalog = Catalog(store)
+    assert catalog.refresh().added == 1
+    commit(store, "m@2", [1.0, 0.0])
+    assert catalog.refresh().added == 1
+    assert query(catalog, "SELECT count(*) FROM samples") == [(4,)]

@@ -3,6 +3,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -21,14 +22,14 @@ METRICS = [
 ]
 
 
-def sample(index: int, **values: object) -> Sample:
+def sample(index: int, **values: Any) -> Sample:
     return Sample(
         sample_id=f"id{index}",
         index=index,
         group="g",
         cluster=None,
         prompt=f"prompt {index}",
-        **values,  # type: ignore[arg-type]
+        **values,
     )
 
 
