@@ -25,6 +25,7 @@ def definitions(settings: Settings) -> dg.Definitions:
                 dtype=settings.dtype,
                 threads=settings.threads,
                 batch_tokens=settings.batch_tokens,
+                memory_bytes=settings.memory_bytes,
                 seed=settings.seed,
             ),
         },

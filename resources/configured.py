@@ -39,7 +39,8 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
     device_map: bool
     dtype: str
     threads: int
-    batch_tokens: int
+    batch_tokens: int | None
+    memory_bytes: int | None
     seed: int
 
     _loaded: tuple[str, Engine] | None = PrivateAttr(default=None)
@@ -53,6 +54,7 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
             dtype=self.dtype,
             threads=self.threads,
             batch_tokens=self.batch_tokens,
+            memory_bytes=self.memory_bytes,
             seed=self.seed,
         )
 

@@ -23,7 +23,8 @@ class Settings:
     device_map: bool
     dtype: str
     threads: int
-    batch_tokens: int
+    batch_tokens: int | None
+    memory_bytes: int | None
     seed: int
     bertscore_model: str
     bertscore_layers: int | None
@@ -53,6 +54,18 @@ class Settings:
                 )
             return number
 
+        def gigabytes(field: str) -> int:
+            try:
+                number = float(text(field))
+            except ValueError:
+                number = 0.0
+            if not 0 < number < float("inf"):
+                raise UserError(
+                    f"{VARIABLES[field].name}={text(field)!r}: expected a positive number of GB; "
+                    "correct it or unset it"
+                )
+            return int(number * 2**30)
+
         def yes_or_no(field: str) -> bool:
             if text(field) not in ("yes", "no"):
                 raise UserError(f"{VARIABLES[field].name}={text(field)!r}: expected yes or no")
@@ -71,7 +84,8 @@ class Settings:
             device_map=yes_or_no("device_map"),
             dtype=text("dtype"),
             threads=whole_number("threads") if text("threads") else _cores(),
-            batch_tokens=whole_number("batch_tokens"),
+            batch_tokens=whole_number("batch_tokens") if text("batch_tokens") else None,
+            memory_bytes=gigabytes("memory_bytes") if text("memory_bytes") else None,
             seed=whole_number("seed"),
             bertscore_model=encoder,
             bertscore_layers=whole_number("bertscore_layers") if text("bertscore_layers") else None,
@@ -114,7 +128,17 @@ VARIABLES: Mapping[str, Variable] = {
         "auto (float32 on a CPU, the checkpoint's own elsewhere), float32, bfloat16, float16",
     ),
     "threads": Variable("EVAL_THREADS", "", "CPU threads of the engine; by default the cores it may use"),
-    "batch_tokens": Variable("EVAL_BATCH_TOKENS", "4096", "tokens in one batch, padding included"),
+    "batch_tokens": Variable(
+        "EVAL_BATCH_TOKENS",
+        "",
+        "most tokens that go through the model at a time; by default 2,048 on a CPU, 16,384 on a GPU, "
+        "fewer where memory is short",
+    ),
+    "memory_bytes": Variable(
+        "EVAL_MEMORY_GB",
+        "",
+        "memory that a process may use, weights included; by default most of what is free",
+    ),
     "seed": Variable("EVAL_SEED", "1234", "seed of everything random"),
     "bertscore_model": Variable(
         "EVAL_BERTSCORE_MODEL", "", "encoder folder or hub id; by default the mirror's all-MiniLM-L6-v2"

@@ -16,15 +16,17 @@ class EngineSettings:
 
     `device` "auto" is the first that exists of cuda, mps and cpu. `dtype` "auto" is float32 on a CPU, where
     bfloat16 is many times slower, and the checkpoint's own elsewhere. `threads` are the CPU threads of one
-    operation (None leaves torch's choice), `batch_tokens` the tokens of one batch, padding and the tokens to
-    be generated included; a longer request is a batch of its own. `device_map` spreads a model over
-    all GPUs (needs the package accelerate). Raises UserError for a name that does not exist.
+    operation (None leaves torch's choice). `batch_tokens` are the most tokens that go through the model at a
+    time and `memory_bytes` the most that the process may use, weights included; None: as many as the device
+    is fastest with, within what is free. `device_map` spreads a model over all GPUs (needs the package
+    accelerate). Raises UserError for a name that does not exist.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
+    memory_bytes: int | None = None
     device_map: bool = False
     seed: int = 1234
 
@@ -32,7 +34,11 @@ class EngineSettings:
         for name, value, allowed in (("device", self.device, DEVICES), ("dtype", self.dtype, DTYPES)):
             if value not in allowed:
                 raise UserError(f"engine {name} {value!r} does not exist; use one of {', '.join(allowed)}")
-        for name, number in (("threads", self.threads), ("batch_tokens", self.batch_tokens)):
+        for name, number in (
+            ("threads", self.threads),
+            ("batch_tokens", self.batch_tokens),
+            ("memory_bytes", self.memory_bytes),
+        ):
             if number is not None and number < 1:
                 raise UserError(f"engine {name} {number}: use a whole number from 1 on")
 

@@ -5,7 +5,7 @@ The rules are those of lm-evaluation-harness 0.4.13 (``HFLM``, ``TemplateLM._enc
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -149,61 +149,12 @@ def rolling_windows(tokens: Tokens, prefix_token: int, max_length: int) -> Itera
     """A text as ``(context, continuation)`` windows: every token is scored once, after one token of context.
 
     A continuation has at most `max_length` tokens; the first window follows `prefix_token`. A last window
-    last window isn't full, it is filled up with the tokens before it as context.
+    that isn't full is filled up with the tokens before it as context.
     """
     for start in range(0, len(tokens), max_length):
         end = min(start + max_length, len(tokens))
         before = tokens[end - max_length - 1 : start] if start else np.array([prefix_token], np.int32)
         yield before, tokens[start:end]
-
-
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Split indices into batches, longest first, whose padded size (rows x longest) is within `budget`.
-
-    A length over the budget is a batch of its own. Longest first, so that what does not fit into memory
-    fails at once and an estimate of the time left errs on the safe side.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-@dataclass(slots=True, eq=False)
-class ScoringRow:
-    """One sequence for the model to read, and the targets of every request that reads just this.
-
-    Choices of one token (A, B, C, D) read the same tokens; so do identical requests.
-    """
-
-    inputs: Tokens
-    targets: list[tuple[Tokens, list[int]]] = field(default_factory=list)
-    """Distinct targets, each with the positions of its sequences in what was grouped."""
-
-    @property
-    def scored(self) -> int:
-        """Positions at the end of `inputs` whose outputs are looked at."""
-        return max(len(targets) for targets, _ in self.targets)
-
-
-def group_by_inputs(sequences: Sequence[Scoring]) -> list[ScoringRow]:
-    """Bring together what reads the same tokens. Sequences without targets are left out."""
-    rows: dict[bytes, ScoringRow] = {}
-    askers: dict[tuple[bytes, bytes], list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        if not len(sequence.targets):
-            continue
-        key, wanted = sequence.inputs.tobytes(), sequence.targets.tobytes()
-        row = rows.setdefault(key, ScoringRow(sequence.inputs))
-        if (key, wanted) not in askers:
-            askers[key, wanted] = []
-            row.targets.append((sequence.targets, askers[key, wanted]))
-        askers[key, wanted].append(index)
-    return list(rows.values())
 
 
 def cut_at(text: str, stops: Iterable[str]) -> str:
@@ -230,7 +181,7 @@ class Completion:
         """`end_tokens` end the text; so does `end_text`, the EOS token written out, as in the harness."""
         self._tokenizer = tokenizer
         self._stop = [text for text in stop if text]
-        self._max_new_tokens = max_new_tokens
+        self.max_new_tokens = max_new_tokens
         self._end_tokens = end_tokens
         self._end_text = end_text
         # A token holds at least one byte, so a stop string never spans more tokens than it has bytes.
@@ -247,7 +198,7 @@ class Completion:
             self.finish_reason = "eos"
         elif self._stops():
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._max_new_tokens:
+        elif len(self.tokens) >= self.max_new_tokens:
             self.finish_reason = "length"
 
     def result(self) -> tuple[str, Literal["stop", "eos", "length", "nan"]]:

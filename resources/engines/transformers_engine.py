@@ -1,49 +1,44 @@
 """The engine that runs a local Hugging Face folder with torch and transformers, on CPU, CUDA or MPS."""
 
-import copy
 import gc
 import inspect
 import logging
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
-import numpy as np
 import tokenizers
 import torch
 import transformers
-from numpy.typing import NDArray
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from resources.engines import (
     ChatMessage,
+    Failure,
     GenerationRequest,
     GenerationResult,
     LoglikelihoodRequest,
     LoglikelihoodResult,
     RollingRequest,
     RollingResult,
+    Step,
 )
+from resources.engines.branching import Branching
 from resources.engines.checkpoint import context_length, one_line
+from resources.engines.choosing import Running
+from resources.engines.memory import Limits, Memory, is_out_of_memory, out_of_memory_line, release
+from resources.engines.meter import BatchTooLargeError, Meter
+from resources.engines.padded import Padded
 from resources.engines.settings import EngineSettings, fingerprint_fields
-from resources.engines.tokens import (
-    Completion,
-    Scoring,
-    ScoringRow,
-    TextEncoder,
-    Tokens,
-    batches,
-    group_by_inputs,
-    rolling_windows,
-    scoring,
-)
+from resources.engines.tokens import Completion, Scoring, TextEncoder, Tokens, rolling_windows, scoring
 from resources.engines.transformers_loading import device_name, end_tokens, greedy_config, load_model
+from resources.engines.tree import NoTreeError, TreeModel
 from resources.errors import UserError
 
-_POSITIONS_AT_ONCE = 512  # of one log_softmax, which holds a second copy of their logits
+T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
@@ -64,13 +59,32 @@ class TransformersEngine:
         tokenizer.model_max_length = self._context_length
         self._end_tokens = end_tokens(model, tokenizer)
         self._end_text = "" if tokenizer.eos_token_id is None else tokenizer.decode([tokenizer.eos_token_id])
-        self._pad_token = next(
+        pad_token: int = next(
             token
             for token in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
             if token is not None
         )
-        self._generation_config = greedy_config(model.generation_config, self._end_tokens, self._pad_token)
-        self._heads_last_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._generation_config = greedy_config(model.generation_config, self._end_tokens, pad_token)
+        self._device: torch.device = model.device
+        self.on_step: Callable[[Step], None] = lambda _: None
+        self._passes: Any  # Branching or Padded, None once it is closed
+        key_value_bytes = 0
+        try:
+            tree = TreeModel.of(model)
+        except NoTreeError as error:
+            self._branches, self._passes_description = False, f"padded batches ({error})"
+            takes_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+            self._passes = Padded(model, self._generation_config, pad_token, takes_last=takes_last)
+        else:
+            self._branches, self._passes_description = True, "prefix tree"
+            self._passes = Branching(tree)
+            key_value_bytes = tree.key_value_bytes
+        self._memory = Memory(
+            model,
+            key_value_bytes=key_value_bytes,
+            budget_bytes=settings.memory_bytes,
+            batch_tokens=settings.batch_tokens,
+        )
 
     @classmethod
     def load(cls, path: Path, settings: EngineSettings) -> "TransformersEngine":
@@ -92,7 +106,8 @@ class TransformersEngine:
             "threads": torch.get_num_threads(),
             "seed": self._settings.seed,
             "deterministic": True,
-            "batch_tokens": self._settings.batch_tokens,
+            "passes": self._passes_description,
+            **self._memory.description(),
             "device_map": self._settings.device_map,
             "context_length": self._context_length,
             "attention": getattr(model.config, "_attn_implementation", None),
@@ -107,16 +122,20 @@ class TransformersEngine:
         return fingerprint_fields(self._settings)
 
     def apply_chat_template(self, messages: Sequence[ChatMessage]) -> str:
-        """Raises UserError where the model has no chat template, or its template fails."""
+        """As the protocol says. Raises UserError where the model has no template, or its template fails."""
         if not self._tokenizer.chat_template:
             raise UserError(
                 f"model {self._path} has no chat template; evaluate it without 'chat' "
                 "or add its chat_template.jinja"
             )
+        begun = bool(messages) and messages[-1]["role"] == "assistant"
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=not begun,
+                    continue_final_message=begun,
                 )
             )
         except Exception as error:  # a template is a program of the model's author: it may raise anything
@@ -127,18 +146,21 @@ class TransformersEngine:
             ) from error
 
     def loglikelihoods(
-        self, requests: Sequence[LoglikelihoodRequest]
-    ) -> Iterator[tuple[int, LoglikelihoodResult]]:
+        self, requests: Sequence[LoglikelihoodRequest], answered: Collection[int] = ()
+    ) -> Iterator[tuple[int, LoglikelihoodResult | Failure]]:
         """As the protocol says. A continuation without a token, or longer than the context, gets NaN."""
         pairs = self._encoder.pairs([(request.context, request.continuation) for request in requests])
         sequences = [scoring(*pair, self._context_length) for pair in pairs]
-        for index, loglikelihood, is_greedy in self._score(sequences):
+        for index, score in self._score(sequences, set(range(len(requests))).difference(answered)):
             sequence = sequences[index]
+            if isinstance(score, Failure):
+                yield index, score
+                continue
             yield (
                 index,
                 LoglikelihoodResult(
-                    loglikelihood=loglikelihood,
-                    is_greedy=is_greedy,
+                    loglikelihood=score[0],
+                    is_greedy=score[1],
                     prompt_tokens=sequence.context_length,
                     continuation_tokens=len(sequence.targets),
                     truncated_tokens=sequence.truncated,
@@ -146,8 +168,8 @@ class TransformersEngine:
             )
 
     def rolling_loglikelihoods(
-        self, requests: Sequence[RollingRequest]
-    ) -> Iterator[tuple[int, RollingResult]]:
+        self, requests: Sequence[RollingRequest], answered: Collection[int] = ()
+    ) -> Iterator[tuple[int, RollingResult | Failure]]:
         """As the protocol says. A BOS that the tokenizer adds is a token of the text, as in the harness."""
         encoded = self._encoder.texts(request.text for request in requests)
         windows: list[Scoring] = []
@@ -161,16 +183,26 @@ class TransformersEngine:
                 windows.extend(scoring(*pair, self._context_length) for pair in pairs)
             owners.extend([index] * (len(windows) - before))
             missing.append(len(windows) - before)
-            if not len(tokens):
+            if not len(tokens) and index not in answered:
                 yield index, RollingResult(0.0, 0)
-        parts: list[list[float]] = [[] for _ in requests]
-        for window, loglikelihood, _ in self._score(windows):
+        todo = {window for window, owner in enumerate(owners) if owner not in answered}
+        parts: dict[int, list[float]] = defaultdict(list)
+        failed: set[int] = set()
+        for window, score in self._score(windows, todo):
             index = owners[window]
-            parts[index].append(loglikelihood)
+            if index in failed:
+                continue
+            if isinstance(score, Failure):
+                failed.add(index)
+                yield index, score
+                continue
+            parts[index].append(score[0])
             if len(parts[index]) == missing[index]:
-                yield index, RollingResult(sum(parts[index]), len(encoded[requests[index].text]))
+                yield index, RollingResult(math.fsum(parts[index]), len(encoded[requests[index].text]))
 
-    def generations(self, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
+    def generations(
+        self, requests: Sequence[GenerationRequest], answered: Collection[int] = ()
+    ) -> Iterator[tuple[int, GenerationResult | Failure]]:
         """As the protocol says. Raises UserError where `max_new_tokens` leaves no room for a prompt."""
         for request in requests:
             if request.max_new_tokens >= self._context_length:
@@ -187,139 +219,114 @@ class TransformersEngine:
             encoded[request.prompt][-(self._context_length - request.max_new_tokens) :]
             for request in distinct
         ]
-        lengths = [
-            len(prompt) + request.max_new_tokens for prompt, request in zip(prompts, distinct, strict=True)
-        ]
-        for batch in batches(lengths, self._settings.batch_tokens):
-            completions = self._complete([prompts[i] for i in batch], [distinct[i] for i in batch])
-            for i, completion in zip(batch, completions, strict=True):
-                text, finish_reason = completion.result()
+
+        def running(index: int) -> Running:
+            return self._running(prompts[index], distinct[index])
+
+        def write(todo: set[int], limits: Limits, meter: Meter) -> Iterator[tuple[int, Running]]:
+            written: Iterator[tuple[int, Running]] = self._passes.write(
+                len(distinct), running, todo, limits, meter
+            )
+            return written
+
+        todo = {i for i, request in enumerate(distinct) if set(askers[request]).difference(answered)}
+        lengths = [len(prompt) for prompt in prompts]
+        for i, text in self._within_memory(write, todo, lengths):
+            result: GenerationResult | Failure
+            if isinstance(text, Failure):
+                result = text
+            else:
+                written, finish_reason = text.completion.result()
                 result = GenerationResult(
-                    text=text,
+                    text=written,
                     finish_reason=finish_reason,
                     prompt_tokens=len(prompts[i]),
-                    output_tokens=len(completion.tokens),
+                    output_tokens=len(text.completion.tokens),
                     truncated_tokens=len(encoded[distinct[i].prompt]) - len(prompts[i]),
                 )
-                yield from ((index, result) for index in askers[distinct[i]])
+            yield from ((index, result) for index in askers[distinct[i]] if index not in answered)
 
     def close(self) -> None:
         """Free the weights; the engine can't be used any more."""
-        on_cuda = self._model is not None and self._model.device.type == "cuda"
-        self._model = None
+        device = self._device
+        self._model = self._passes = None
         gc.collect()
-        if on_cuda:
-            torch.cuda.empty_cache()
+        release(device)
 
-    def _score(self, sequences: Sequence[Scoring]) -> Iterator[tuple[int, float, bool]]:
-        """Yield ``(index, log-likelihood of the targets, whether all are greedy)`` of each sequence."""
-        unscorable = [index for index, sequence in enumerate(sequences) if not len(sequence.targets)]
+    def _score(
+        self, sequences: Sequence[Scoring], todo: set[int]
+    ) -> Iterator[tuple[int, tuple[float, bool] | Failure]]:
+        """Yield ``(index, (log-likelihood of the targets, whether all are greedy))`` of those in `todo`."""
+        unscorable = [index for index in sorted(todo) if not len(sequences[index].targets)]
         if unscorable:
             _logger.warning("%d continuations are empty or longer than the model's context", len(unscorable))
-        yield from ((index, math.nan, False) for index in unscorable)
-        rows = group_by_inputs(sequences)
-        for batch in batches([len(row.inputs) for row in rows], self._settings.batch_tokens):
-            yield from self._score_batch([rows[i] for i in batch])
+        yield from ((index, (math.nan, False)) for index in unscorable)
+        scorable = [index for index, sequence in enumerate(sequences) if len(sequence.targets)]
+        chosen = [sequences[index] for index in scorable]
 
-    @torch.inference_mode()
-    def _score_batch(self, rows: Sequence[ScoringRow]) -> list[tuple[int, float, bool]]:
-        # Padded on the right, where a causal model's earlier positions can't see it: no mask is needed.
-        inputs = np.zeros((len(rows), max(len(row.inputs) for row in rows)), np.int64)
-        for number, row in enumerate(rows):
-            inputs[number, : len(row.inputs)] = row.inputs
-        first = min(len(row.inputs) - row.scored for row in rows)
-        logits = self._logits(inputs, first)
-        scores: list[tuple[int, float, bool]] = []
-        for row, row_logits in zip(rows, logits, strict=True):
-            end = len(row.inputs) - first
-            scores.extend(_score_row(row, row_logits[end - row.scored : end]))
-        return scores
+        def score(left: set[int], limits: Limits, meter: Meter) -> Iterator[tuple[int, tuple[float, bool]]]:
+            for i, loglikelihood, is_greedy in self._passes.score(chosen, left, limits, meter):
+                yield i, (loglikelihood, is_greedy)
 
-    def _logits(self, inputs: NDArray[np.int64], first: int) -> torch.Tensor:
-        """Logits [rows, positions - first, vocabulary] of token ids [rows, positions], from `first` on."""
-        tokens = torch.from_numpy(inputs).to(self._model.device)
-        if self._heads_last_positions:
-            # A number: a tensor of positions would be on the wrong device of a model spread over several.
-            wanted = inputs.shape[1] - first
-            logits = self._model(input_ids=tokens, use_cache=False, logits_to_keep=wanted).logits
-        else:
-            logits = self._model(input_ids=tokens, use_cache=False).logits[:, first:]
-        return logits  # type: ignore[no-any-return]  # the model is Any
+        lengths = [len(sequence.inputs) for sequence in chosen]
+        wanted = {i for i, index in enumerate(scorable) if index in todo}
+        for i, result in self._within_memory(score, wanted, lengths):
+            yield scorable[i], result
 
-    @torch.inference_mode()
-    def _complete(self, prompts: Sequence[Tokens], requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Continue the prompts greedily, all in one batch."""
-        longest = max(len(prompt) for prompt in prompts)
-        tokens = np.full((len(prompts), longest), self._pad_token, np.int64)
-        mask = np.zeros((len(prompts), longest), np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = prompt
-            mask[row, longest - len(prompt) :] = 1
-        completions = [
-            Completion(
-                self._tokenizer, request.stop, request.max_new_tokens, self._end_tokens, self._end_text
+    def _within_memory(
+        self,
+        work: Callable[[set[int], Limits, Meter], Iterator[tuple[int, T]]],
+        todo: set[int],
+        lengths: Sequence[int],
+    ) -> Iterator[tuple[int, T | Failure]]:
+        """Do the work on `todo`; out of memory, do the rest again in batches of half the size.
+
+        What doesn't fit with one sequence and a few tokens at a time fails alone, the longest first; the rest
+        then starts anew.
+        """
+        left = set(todo)
+        meter = Meter(self._device, self._memory, lambda step: self.on_step(step))
+        limits = self._memory.limits
+        while left:
+            alone = limits.smallest
+            batch = {max(left, key=lambda i: (lengths[i], -i))} if alone else left
+            try:
+                for index, result in work(set(batch), limits, meter):
+                    left.discard(index)
+                    yield index, result
+                if alone:
+                    limits = limits.doubled(self._memory.limits)
+            except BatchTooLargeError:
+                limits = self._memory.limits
+                _logger.info("batches take more memory than planned: now %d tokens each", limits.tokens)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = out_of_memory_line(error, self._device)
+                if alone:
+                    left.difference_update(batch)
+                    yield from ((index, Failure(reason)) for index in batch)
+                    limits = self._memory.limits
+                else:
+                    limits = limits.halved()
+                    _logger.warning("out of memory: going on with batches of %d tokens", limits.tokens)
+                # The failed pass is still referenced from the exception's frames until here.
+                del error
+                gc.collect()
+                release(self._device)
+
+    def _running(self, prompt: Tokens, request: GenerationRequest) -> Running:
+        completion = Completion(
+            self._tokenizer, request.stop, request.max_new_tokens, self._end_tokens, self._end_text
+        )
+        processors = None
+        if self._branches:  # generate() applies them itself
+            processors = self._model._get_logits_processor(
+                generation_config=self._generation_config,
+                input_ids_seq_length=len(prompt),
+                device=self._device,
             )
-            for request in requests
-        ]
-        config = copy.deepcopy(self._generation_config)
-        config.max_new_tokens = max(request.max_new_tokens for request in requests)
-        self._model.generate(
-            input_ids=torch.from_numpy(tokens).to(self._model.device),
-            attention_mask=torch.from_numpy(mask).to(self._model.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([_MarkNotNumbers(completions)]),
-            stopping_criteria=StoppingCriteriaList([_Collect(completions)]),
-        )
-        return completions
-
-
-class _Collect(StoppingCriteria):
-    """Hands each step's tokens to the completions and ends those that have enough."""
-
-    def __init__(self, completions: Sequence[Completion]) -> None:
-        self._completions = completions
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        for completion, token in zip(self._completions, input_ids[:, -1].tolist(), strict=True):
-            completion.add(token)
-        done = [completion.finish_reason is not None for completion in self._completions]
-        return torch.tensor(done, device=input_ids.device)
-
-
-class _MarkNotNumbers(LogitsProcessor):
-    """Ends the completions whose logits are not numbers: an argmax over NaN is a token that looks real."""
-
-    def __init__(self, completions: Sequence[Completion]) -> None:
-        self._completions = completions
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        for completion, fine in zip(self._completions, scores.amax(-1).isfinite().tolist(), strict=True):
-            if not fine and completion.finish_reason is None:
-                completion.finish_reason = "nan"
-        return scores
-
-
-def _score_row(row: ScoringRow, logits: torch.Tensor) -> Iterable[tuple[int, float, bool]]:
-    """Score all targets of a row; `logits` [row.scored, vocabulary] are those of its last positions.
-
-    log_softmax in float32, as the harness: logsumexp is more exact but then differs from it.
-    """
-    wanted = np.full((row.scored, len(row.targets)), -1, np.int64)
-    for column, (targets, _) in enumerate(row.targets):
-        wanted[row.scored - len(targets) :, column] = targets
-    expected = torch.from_numpy(wanted).to(logits.device)
-    gathered, greedy = [], []
-    for start in range(0, row.scored, _POSITIONS_AT_ONCE):
-        part = expected[start : start + _POSITIONS_AT_ONCE]
-        log_probabilities = torch.nn.functional.log_softmax(
-            logits[start : start + _POSITIONS_AT_ONCE].float(), dim=-1
-        )
-        gathered.append(log_probabilities.gather(1, part.clamp(min=0)).masked_fill(part < 0, 0.0))
-        greedy.append((log_probabilities.argmax(-1, keepdim=True) == part) | (part < 0))
-    sums = torch.cat(gathered).cpu().double().sum(0).tolist()
-    all_greedy = torch.cat(greedy).all(0).tolist()
-    for (_, indices), loglikelihood, is_greedy in zip(row.targets, sums, all_greedy, strict=True):
-        yield from ((index, loglikelihood, is_greedy) for index in indices)
+        return Running(prompt, request, completion, processors)
 
 
 def _template_line(error: BaseException) -> int | None:

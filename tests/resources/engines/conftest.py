@@ -10,7 +10,17 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 CONTEXT = 48
-FAMILIES = ("llama", "llama-with-bos", "gpt2", "gemma-sliding-window", "qwen")
+TREE_FAMILIES = (
+    "llama",
+    "llama-with-bos",
+    "gpt2",
+    "gemma-sliding-window",
+    "gemma-softcap",
+    "gpt-oss",
+    "mixtral",
+    "qwen",
+)
+FAMILIES = (*TREE_FAMILIES, "bloom", "mamba")
 CORPUS = (
     "The quick brown fox jumps over the lazy dog.",
     "Question: what is the capital of France?\nAnswer: Paris is the capital.",
@@ -82,6 +92,16 @@ def make_config(family: str) -> Any:
             )
         case "qwen":
             return transformers.Qwen2Config(**common, **sizes)
+        case "gemma-softcap":
+            return transformers.Gemma2Config(**common, **sizes, head_dim=8, sliding_window=8)
+        case "gpt-oss":
+            return transformers.GptOssConfig(
+                **common, **sizes, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
+            )
+        case "mixtral":
+            return transformers.MixtralConfig(**common, **sizes, num_local_experts=4)
+        case "bloom":
+            return transformers.BloomConfig(**common, hidden_size=32, n_layer=2, n_head=4)
         case "mamba":
             return transformers.MambaConfig(**common, hidden_size=32, num_hidden_layers=2, state_size=4)
     raise ValueError(family)
@@ -95,6 +115,7 @@ def save_tiny_model(folder: Path, family: str) -> Path:
     model.save_pretrained(folder)
     tokenizer = make_tokenizer(bos=family in ("llama-with-bos", "gemma-sliding-window"))
     tokenizer.chat_template = TEMPLATE
+    tokenizer.model_max_length = CONTEXT  # the only limit of a model without positions
     tokenizer.save_pretrained(folder)
     return folder
 

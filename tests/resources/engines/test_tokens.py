@@ -1,4 +1,4 @@
-"""The torch-free half of scoring: what is encoded, cut, split into windows, batched, and read back."""
+"""The torch-free half of scoring: what is encoded, cut, split into windows, and read back."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,7 @@ from resources.engines.tokens import (
     Completion,
     TextEncoder,
     Tokens,
-    batches,
     cut_at,
-    group_by_inputs,
     rolling_windows,
     scoring,
 )
@@ -153,57 +151,6 @@ class TestRollingWindows:
             assert context + targets == [-1, *text][position - read : position + 1]
             assert 1 <= len(targets) <= max_length
         assert len(windows) == math.ceil(len(text) / max_length)
-
-
-class TestBatches:
-    @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 200))
-    def test_every_request_is_in_one_batch_and_no_batch_is_over_budget(
-        self, lengths: list[int], budget: int
-    ) -> None:
-        planned = list(batches(lengths, budget))
-        assert sorted(i for batch in planned for i in batch) == list(range(len(lengths)))
-        for batch in planned:
-            assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-        in_order = [lengths[i] for batch in planned for i in batch]
-        assert in_order == sorted(lengths, reverse=True)
-
-    def test_a_batch_is_as_full_as_the_budget_allows(self) -> None:
-        assert list(batches([5, 5, 5, 5, 5], 10)) == [[0, 1], [2, 3], [4]]
-
-
-class TestGrouping:
-    @given(
-        st.lists(
-            st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.integers(1, 4)), max_size=40
-        )
-    )
-    def test_every_sequence_is_asked_once_and_equal_inputs_are_read_once(
-        self, drawn: list[tuple[list[int], int]]
-    ) -> None:
-        sequences = [
-            scoring(tokens(9, *ids[: len(ids) - n]), tokens(*ids[-n:]), 10)
-            for ids, n in drawn
-            if n <= len(ids)
-        ]
-        rows = group_by_inputs(sequences)
-        assert len(rows) == len({s.inputs.tobytes() for s in sequences})
-        asked = [
-            (index, row.inputs.tolist(), targets.tolist())
-            for row in rows
-            for targets, indices in row.targets
-            for index in indices
-        ]
-        assert sorted(asked) == [(i, s.inputs.tolist(), s.targets.tolist()) for i, s in enumerate(sequences)]
-        assert all(row.scored == max(len(t) for t, _ in row.targets) for row in rows)
-        assert all(len({t.tobytes() for t, _ in row.targets}) == len(row.targets) for row in rows)
-
-    def test_choices_of_one_token_are_read_together(self) -> None:
-        choices = [scoring(tokens(1, 2, 3), tokens(letter), 10) for letter in (65, 66, 67, 68)]
-        (row,) = group_by_inputs(choices)
-        assert row.inputs.tolist() == [1, 2, 3]
-
-    def test_what_has_no_target_is_left_out(self) -> None:
-        assert group_by_inputs([scoring(tokens(1, 2), tokens(), 10)]) == []
 
 
 def complete(text: bytes | str, *stop: str, limit: int = 1000, ends: bool = False) -> Completion:

@@ -6,25 +6,34 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from scipy import stats
 
 from resources.engines import (
     Engine,
+    Failure,
     GenerationRequest,
     GenerationResult,
     LoglikelihoodRequest,
     LoglikelihoodResult,
     RollingRequest,
+    Sampling,
+    Step,
 )
+from resources.engines.choosing import draw
+from resources.engines.memory import in_use
 from resources.engines.settings import EngineSettings
 from resources.engines.transformers_engine import TransformersEngine
 from resources.errors import UserError
@@ -59,20 +68,23 @@ def in_order(results: Any) -> list[Any]:
 
 
 def count_forwards(
-    monkeypatch: pytest.MonkeyPatch, model_class: Any, then: Callable[[int], None] = lambda _: None
-) -> list[tuple[int, ...]]:
-    """Record the shape of every input that reaches the model; `then` is called with their number."""
-    shapes: list[tuple[int, ...]] = []
-    forward = model_class.forward
+    monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None] = lambda _: None
+) -> list[int]:
+    """Record how many tokens go through the layers in each pass; `then` is called with the passes so far.
+
+    For a loaded engine on a Llama: loading makes passes of its own.
+    """
+    passes: list[int] = []
+    forward = transformers.LlamaModel.forward
 
     @wraps(forward)
     def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
-        shapes.append(tuple(kwargs["input_ids"].shape))
-        then(len(shapes))
+        passes.append(kwargs["input_ids"].numel())
+        then(len(passes))
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(model_class, "forward", recording)
-    return shapes
+    monkeypatch.setattr(transformers.LlamaModel, "forward", recording)
+    return passes
 
 
 @pytest.fixture(params=FAMILIES)
@@ -152,21 +164,41 @@ class TestLoglikelihoods:
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whoever keeps finished samples loses at most the batch in flight."""
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
-        results = load(tiny_model("llama"), batch_tokens=1).loglikelihoods(PAIRS)
-        assert shapes == []
+        engine = load(tiny_model("llama"), batch_tokens=CONTEXT)
+        passes = count_forwards(monkeypatch)
+        results = engine.loglikelihoods(PAIRS)
+        assert passes == []
         next(results)
-        assert len(shapes) == 1
+        assert len(passes) == 1
 
     def test_what_reads_the_same_tokens_is_read_once(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Multiple choice by letters costs a quarter that way."""
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
+        engine = load(tiny_model("llama"))
+        passes = count_forwards(monkeypatch)
         requests = [LoglikelihoodRequest("The answer is", f" {letter}") for letter in "TOSTO"]
-        results = in_order(load(tiny_model("llama")).loglikelihoods(requests))
-        assert [rows for rows, _ in shapes] == [1]
+        results = in_order(engine.loglikelihoods(requests))
+        assert len(passes) == 1
+        assert passes[0] < 2 * results[0].prompt_tokens
         assert results[0] == results[3] != results[1]
+
+    @pytest.mark.parametrize("batch_tokens", [16, 100_000])
+    def test_a_prompt_that_items_share_is_read_once(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+    ) -> None:
+        """Few-shot benchmarks are nearly all shared prompt: this is where the speed comes from."""
+        engine = load(tiny_model("llama"), batch_tokens=batch_tokens)
+        encode = Reference(tiny_model("llama"), CONTEXT).tokenizer.encode
+        texts = [
+            (f"The quick brown fox: {question}?", f" {answer}") for question in "abcde" for answer in "xyz"
+        ]
+        passes = count_forwards(monkeypatch)
+        list(engine.loglikelihoods([LoglikelihoodRequest(*pair) for pair in texts]))
+        read = [encode(context + end)[:-1] for context, end in texts]
+        prefixes = {tuple(ids[:length]) for ids in read for length in range(1, len(ids) + 1)}
+        assert sum(passes) == len(prefixes) < sum(map(len, read)) / 2
+        assert max(passes) <= batch_tokens
 
     def test_one_text_split_at_different_places_is_read_once_and_scored_apart(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
@@ -178,9 +210,10 @@ class TestLoglikelihoods:
             LoglikelihoodRequest("The quick", " brown fox" + greedy),
         ]
         expected = [reference.loglikelihood(request.context, request.continuation) for request in requests]
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
-        results = in_order(load(tiny_model("llama")).loglikelihoods(requests))
-        assert [rows for rows, _ in shapes] == [1]
+        engine = load(tiny_model("llama"))
+        passes = count_forwards(monkeypatch)
+        results = in_order(engine.loglikelihoods(requests))
+        assert len(passes) == 1
         assert (
             [result.is_greedy for result in results]
             == [is_greedy for _, is_greedy in expected]
@@ -189,31 +222,20 @@ class TestLoglikelihoods:
         for result, (loglikelihood, _) in zip(results, expected, strict=True):
             assert result.loglikelihood == pytest.approx(loglikelihood, abs=PER_TOKEN)
 
-    def test_longest_inputs_go_first_and_no_batch_is_over_its_budget(
+    def test_answered_requests_change_no_bit_of_the_others_and_are_skipped(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
-        list(load(tiny_model("llama"), batch_tokens=60).loglikelihoods(PAIRS))
-        widths = [width for _, width in shapes]
-        assert widths == sorted(widths, reverse=True)
-        assert all(rows == 1 or rows * width <= 60 for rows, width in shapes)
-
-    def test_a_model_that_computes_all_logits_scores_the_same(
-        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        expected = in_order(load(tiny_model("llama")).loglikelihoods(PAIRS))
-        forward = transformers.LlamaForCausalLM.forward
-
-        def without_choice(self: Any, input_ids: Any, use_cache: bool) -> Any:
-            return forward(self, input_ids=input_ids, use_cache=use_cache)
-
-        monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", without_choice)
-        for result, other in zip(
-            in_order(load(tiny_model("llama"), batch_tokens=60).loglikelihoods(PAIRS)), expected, strict=True
-        ):
-            assert result.loglikelihood == pytest.approx(
-                other.loglikelihood, abs=PER_TOKEN * other.continuation_tokens
-            )
+        """An evaluation that was killed and goes on must come out as one that was not."""
+        engine = load(tiny_model("llama"), batch_tokens=60)
+        passes = count_forwards(monkeypatch)
+        whole = dict(engine.loglikelihoods(PAIRS))
+        of_whole = len(passes)
+        for answered in ({0}, set(range(len(PAIRS) // 2)), set(range(len(PAIRS)))):
+            passes.clear()
+            rest = dict(engine.loglikelihoods(PAIRS, answered=answered))
+            assert rest == {index: whole[index] for index in whole if index not in answered}
+            assert len(passes) <= of_whole
+        assert passes == []
 
     def test_nothing_asked_is_nothing_answered(self, tiny_model: TinyModel) -> None:
         engine = load(tiny_model("llama"))
@@ -243,7 +265,7 @@ class TestRolling:
     ) -> None:
         request = RollingRequest(self.TEXTS[0])
         ((_, expected),) = load(tiny_model("llama")).rolling_loglikelihoods([request])
-        monkeypatch.setattr("resources.engines.transformers_engine._POSITIONS_AT_ONCE", 7)
+        monkeypatch.setattr("resources.engines.tree._POSITIONS_AT_ONCE", 7)
         ((_, result),) = load(tiny_model("llama")).rolling_loglikelihoods([request])
         assert result.loglikelihood == pytest.approx(expected.loglikelihood, abs=PER_TOKEN)
 
@@ -349,21 +371,64 @@ class TestGenerations:
     def test_identical_prompts_are_generated_once(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
+        engine = load(tiny_model("llama"))
+        passes = count_forwards(monkeypatch)
         requests = [GenerationRequest("One, two,", (), 4), GenerationRequest("The quick", (), 4)] * 3
-        results = in_order(load(tiny_model("llama")).generations(requests))
-        assert {rows for rows, _ in shapes} == {2}
+        results = in_order(engine.generations(requests))
+        assert passes[1:] == [2, 2, 2]
         assert results[:2] == results[2:4] == results[4:]
 
-    def test_results_come_as_soon_as_their_batch_is_done(
+    def test_results_come_as_soon_as_they_are_finished(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM)
-        results = load(tiny_model("llama"), batch_tokens=1).generations(
-            [GenerationRequest(prompt, (), 3) for prompt in PROMPTS]
-        )
-        next(results)
-        assert len(shapes) <= 3
+        engine = load(tiny_model("llama"))
+        passes = count_forwards(monkeypatch)
+        results = engine.generations([GenerationRequest(p, (), 2 + 4 * i) for i, p in enumerate(PROMPTS)])
+        index, _ = next(results)
+        assert index == 0
+        assert len(passes) == 2
+
+    def test_a_finished_text_leaves_and_a_waiting_one_takes_its_place(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise every batch would run as long as its longest answer, on less and less."""
+        engine = load(tiny_model("llama"), batch_tokens=16)
+        monkeypatch.setattr(engine._memory, "_sequences", 2)
+        requests = [
+            GenerationRequest(f"{prompt} {i}", (), 3 if i % 2 else 15)
+            for i in range(4)
+            for prompt in ("The quick", "One, two")
+        ]
+        alone = [in_order(engine.generations([request]))[0] for request in requests]
+        steps: list[Step] = []
+        engine.on_step = steps.append
+        assert in_order(engine.generations(requests)) == alone
+        written = [step for step in steps if step.phase == "decode"]
+        assert max(step.sequences for step in written) == 2
+        needed = sum(result.output_tokens - 1 for result in alone)
+        assert sum(step.output_tokens for step in written) == needed
+        assert len(written) < 0.75 * needed
+
+    def test_texts_that_share_a_long_prompt_come_out_as_alone(
+        self, tiny_model: TinyModel, family: str
+    ) -> None:
+        """Their keys and values are held once and read by all of them in each step."""
+        shared = "The quick brown fox jumps over"
+        requests = [GenerationRequest(f"{shared} {end}", (), 9) for end in "abcdefghij"]
+        requests += [GenerationRequest(shared, (), 9), GenerationRequest("One", (), 9)]
+        engine = load(tiny_model(family), batch_tokens=20)
+        alone = [in_order(engine.generations([request]))[0] for request in requests]
+        assert in_order(engine.generations(requests)) == alone
+
+    def test_answered_requests_are_neither_computed_nor_yielded(self, tiny_model: TinyModel) -> None:
+        engine = load(tiny_model("llama"), batch_tokens=16)
+        requests = [GenerationRequest(prompt, (), 6) for prompt in (*PROMPTS, PROMPTS[0])]
+        whole = dict(engine.generations(requests))
+        steps: list[Step] = []
+        engine.on_step = steps.append
+        assert dict(engine.generations(requests, answered={0, 2})) == {i: whole[i] for i in (1, 3, 4)}
+        assert max(step.sequences for step in steps) <= 3
+        assert list(engine.generations(requests, answered=range(5))) == []
 
     def test_a_limit_that_leaves_no_room_for_a_prompt_is_refused(self, tiny_model: TinyModel) -> None:
         with pytest.raises(UserError) as raised:
@@ -373,16 +438,187 @@ class TestGenerations:
             f"{tiny_model('llama')}; lower max_new_tokens"
         )
 
-    def test_a_recurrent_model_generates_as_by_brute_force(self, tiny_model: TinyModel) -> None:
-        results = in_order(
-            load(tiny_model("mamba")).generations([GenerationRequest(prompt, (), 8) for prompt in PROMPTS])
+
+class TestSampling:
+    PROMPT = "The quick brown fox"
+
+    def draws(self, engine: TransformersEngine, sampling: Sampling, count: int, tokens: int = 6) -> list[str]:
+        requests = [GenerationRequest(self.PROMPT, (), tokens, sampling, draw) for draw in range(count)]
+        return [result.text for result in in_order(engine.generations(requests))]
+
+    def test_outputs_differ_and_come_again_whatever_is_asked_beside_them(self, tiny_model: TinyModel) -> None:
+        """A sampled score that depends on the batch could never be computed again."""
+        engine = load(tiny_model("llama"))
+        drawn = self.draws(engine, Sampling(1.0), 12)
+        assert len(set(drawn)) > 6
+        assert self.draws(load(tiny_model("llama"), batch_tokens=16), Sampling(1.0), 12) == drawn
+        request = GenerationRequest(self.PROMPT, (), 6, Sampling(1.0), 7)
+        others = [GenerationRequest("One", (), 9, Sampling(1.0)), request, GenerationRequest("a", (), 3)]
+        assert in_order(engine.generations(others))[1].text == drawn[7]
+        assert self.draws(engine, Sampling(1.0, seed=5), 12) != drawn
+
+    def test_the_first_token_is_drawn_from_the_models_own_distribution(self, tiny_model: TinyModel) -> None:
+        engine, reference = load(tiny_model("llama")), Reference(tiny_model("llama"), CONTEXT)
+        logits = reference.logits(reference.tokenizer.encode(self.PROMPT))[-1].double()
+        for sampling in (Sampling(1.0), Sampling(0.5), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.6)):
+            warped = transformers.LogitsProcessorList(
+                [transformers.TemperatureLogitsWarper(sampling.temperature)]
+            )
+            if sampling.top_k:
+                warped.append(transformers.TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                warped.append(transformers.TopPLogitsWarper(sampling.top_p))
+            expected = torch.softmax(warped(None, logits[None])[0], -1).numpy()
+            generator = np.random.default_rng(1)
+            counts = np.bincount(
+                [draw(logits.float(), sampling, generator.random()) for _ in range(4000)], minlength=400
+            )
+            assert not counts[expected == 0].any()
+            likely = expected * 4000 >= 5
+            rest = 4000 - counts[likely].sum(), 4000 * (1 - expected[likely].sum())
+            observed = [*counts[likely], *([rest[0]] if rest[1] > 1 else [])]
+            wanted = np.array([*(4000 * expected[likely]), *([rest[1]] if rest[1] > 1 else [])])
+            assert stats.chisquare(observed, wanted * sum(observed) / wanted.sum()).pvalue > 1e-3
+        assert engine.description["seed"] == 1234
+
+    def test_one_token_of_the_likeliest_is_the_greedy_text(self, tiny_model: TinyModel) -> None:
+        engine = load(tiny_model("llama"))
+        greedy = in_order(engine.generations([GenerationRequest(self.PROMPT, (), 6)]))[0].text
+        assert self.draws(engine, Sampling(1.0, top_k=1), 2) == [greedy] * 2
+        assert self.draws(engine, Sampling(1.0, top_p=1e-9), 2) == [greedy] * 2
+        assert self.draws(engine, Sampling(1e-4), 2) == [greedy] * 2
+
+    def test_outputs_of_one_prompt_read_it_once(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = load(tiny_model("llama"))
+        passes = count_forwards(monkeypatch)
+        self.draws(engine, Sampling(1.0), 20)
+        assert passes[0] == len(Reference(tiny_model("llama"), CONTEXT).tokenizer.encode(self.PROMPT))
+        assert max(passes[1:]) <= 20
+
+
+class TestMemory:
+    """Out of memory halves the batch; what doesn't fit alone fails alone."""
+
+    @pytest.fixture
+    def limited(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+        """Make every pass of more than so many tokens fail as torch's allocator does."""
+
+        def limit(most: int) -> list[int]:
+            def allocate(_: int) -> None:
+                if passes[-1] > most:
+                    raise RuntimeError(
+                        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                    )
+
+            passes = count_forwards(monkeypatch, allocate)
+            return passes
+
+        return limit
+
+    def test_smaller_batches_give_the_same_scores(
+        self, tiny_model: TinyModel, limited: Callable[[int], list[int]]
+    ) -> None:
+        expected = in_order(load(tiny_model("llama")).loglikelihoods(PAIRS))
+        engine = load(tiny_model("llama"), batch_tokens=200)
+        limited(60)
+        for result, other in zip(in_order(engine.loglikelihoods(PAIRS)), expected, strict=True):
+            assert result.loglikelihood == pytest.approx(other.loglikelihood, abs=1e-3)
+
+    def test_fewer_texts_at_a_time_give_the_same_texts(
+        self, tiny_model: TinyModel, limited: Callable[[int], list[int]]
+    ) -> None:
+        requests = [GenerationRequest(f"{i}", (), 6) for i in range(40)]
+        engine = load(tiny_model("llama"))
+        expected = in_order(engine.generations(requests))
+        passes = limited(16)
+        assert in_order(engine.generations(requests)) == expected
+        assert max(passes) > passes[-1]
+
+    def test_what_does_not_fit_alone_fails_alone(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One long document must not take a cell of ten thousand items with it."""
+        long = LoglikelihoodRequest("x" * 40, " y")
+        engine = load(tiny_model("llama"))
+        expected = dict(engine.loglikelihoods(PAIRS))
+        forward = transformers.LlamaModel.forward
+
+        @wraps(forward)
+        def failing(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if int(kwargs["position_ids"].max()) >= 38:
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(transformers.LlamaModel, "forward", failing)
+        results = dict(engine.loglikelihoods([*PAIRS, long]))
+        failed = {index for index, result in results.items() if isinstance(result, Failure)}
+        assert len(PAIRS) in failed
+        assert len(failed) < len(PAIRS)
+        reason = results[len(PAIRS)].reason
+        assert reason.startswith("out of memory on cpu with this sample alone (DefaultCPUAllocator")
+        for index in set(results) - failed:
+            assert results[index].loglikelihood == pytest.approx(expected[index].loglikelihood, abs=1e-3)
+
+    def test_another_error_is_not_taken_for_a_lack_of_memory(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = load(tiny_model("llama"))
+
+        def broken(_: int) -> None:
+            raise RuntimeError("the device fell off the bus")
+
+        count_forwards(monkeypatch, broken)
+        with pytest.raises(RuntimeError, match="fell off the bus"):
+            list(engine.loglikelihoods(PAIRS))
+
+    def test_a_budget_below_the_weights_is_one_clear_line(self, tiny_model: TinyModel) -> None:
+        with pytest.raises(UserError) as raised:
+            load(tiny_model("llama"), memory_bytes=1 << 20)
+        assert str(raised.value).startswith(
+            "EVAL_MEMORY_GB=0.000976562 is all taken: the process with the model"
         )
-        reference = Reference(tiny_model("mamba"), 2048)
-        for prompt, result in zip(PROMPTS, results, strict=True):
-            expected = reference.greedy_tokens(prompt, 8)
-            expected = expected[: expected.index(0)] if 0 in expected else expected
-            text = reference.tokenizer.decode(expected, skip_special_tokens=True)
-            assert result.text == (text.rstrip("\ufffd") if result.finish_reason == "length" else text)
+
+    def test_a_smaller_budget_makes_smaller_batches(self, tiny_model: TinyModel) -> None:
+        used = in_use(torch.device("cpu"))
+        small = load(tiny_model("llama"), memory_bytes=used + (40 << 20)).description
+        assert small["batch_tokens"] <= load(tiny_model("llama")).description["batch_tokens"]
+        assert 0 < small["memory_budget_bytes"] < 40 << 20
+
+    def test_a_real_limit_of_memory_ends_in_smaller_batches(self, smollm: Path) -> None:
+        """A process that may use little more than the weights answers all the same."""
+        script = Path(__file__).parent / "within_a_limit.py"
+        finished = subprocess.run(
+            [sys.executable, str(script), str(smollm)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert finished.returncode == 0, finished.stderr[-2000:]
+        answer = json.loads(finished.stdout.splitlines()[-1])
+        assert answer["halved"] > 0
+        assert answer["failures"] == 0
+        assert answer["largest_difference"] < PER_TOKEN
+
+
+class TestSteps:
+    def test_each_pass_is_told_with_what_it_did(self, tiny_model: TinyModel) -> None:
+        """Progress, phase timings and the peak of memory are made of this."""
+        engine = load(tiny_model("llama"), batch_tokens=60)
+        steps: list[Step] = []
+        engine.on_step = steps.append
+        list(engine.loglikelihoods(PAIRS))
+        assert {step.phase for step in steps} == {"prefill"}
+        assert all(0 < step.prompt_tokens <= 60 and step.output_tokens == 0 for step in steps)
+        assert all(step.seconds > 0 and step.memory_bytes > 1 << 20 for step in steps)
+        steps.clear()
+        results = in_order(engine.generations([GenerationRequest(p, (), 5) for p in PROMPTS]))
+        assert [step.phase for step in steps] == ["prefill", *["decode"] * 4]
+        assert sum(step.output_tokens for step in steps[1:]) == sum(r.output_tokens - 1 for r in results)
 
 
 class TestNotANumber:
@@ -451,7 +687,8 @@ class TestRepeatability:
                 "seed": 5,
                 "batch_tokens": 99,
                 "context_length": CONTEXT,
-                "attention": "sdpa",
+                "attention": "prefix_tree",
+                "passes": "prefix tree",
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             }.items()
@@ -471,14 +708,14 @@ class TestInterruption:
             if calls == 3:
                 signal.raise_signal(signal.SIGINT)
 
-        shapes = count_forwards(monkeypatch, transformers.LlamaForCausalLM, interrupt)
         engine = load(tiny_model("llama"), batch_tokens=40)
+        passes = count_forwards(monkeypatch, interrupt)
         requests: Sequence[Any] = (
             PAIRS if operation == "loglikelihoods" else [GenerationRequest(p, (), 6) for p in PROMPTS]
         )
         with pytest.raises(KeyboardInterrupt):
             list(getattr(engine, operation)(requests))
-        assert len(shapes) == 3
+        assert len(passes) == 3
         again = in_order(getattr(engine, operation)(requests))
         assert again == in_order(getattr(load(tiny_model("llama"), batch_tokens=40), operation)(requests))
 
@@ -511,6 +748,22 @@ class TestChatTemplates:
     def test_a_conversation_ends_where_the_answer_begins(self, tiny_model: TinyModel) -> None:
         prompt = load(tiny_model("llama")).apply_chat_template(self.MESSAGES)
         assert prompt == "<|system|>Be brief.\n<|user|>Hi 🦊\n<|assistant|>"
+
+    def test_an_answer_that_is_begun_goes_on_where_it_ends(self, tiny_model: TinyModel) -> None:
+        begun = [*self.MESSAGES, {"role": "assistant", "content": "The answer is"}]
+        prompt = load(tiny_model("llama")).apply_chat_template(begun)
+        assert prompt == "<|system|>Be brief.\n<|user|>Hi 🦊\n<|assistant|>The answer is"
+
+    def test_a_template_that_refuses_a_system_turn_is_one_clear_line(
+        self, tiny_model: TinyModel, tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+        (folder / "chat_template.jinja").write_text(
+            "{% for m in messages %}\n{% if m.role == 'system' %}"
+            "{{ raise_exception('System role not supported') }}{% endif %}{% endfor %}"
+        )
+        with pytest.raises(UserError, match=r"model .* failed in line 2: System role not supported; change"):
+            load(folder).apply_chat_template(self.MESSAGES)
 
     @pytest.mark.parametrize(
         ("template", "message"),
