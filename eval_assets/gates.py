@@ -15,6 +15,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from eval_assets.evaluator import Benchmark, metric_of
+from eval_assets.metrics import answers_of
 from eval_assets.partitions import grid
 from resources.records import Sample
 
@@ -59,7 +60,8 @@ def check_cell(
     repeated = len(found) - len(set(found))
     errors = [sample for sample in samples if sample.error is not None]
     truncated = sum(sample.truncated_tokens > 0 for sample in samples)
-    outputs = [sample.output for sample in samples if sample.output is not None]
+    answers = [answer for sample in samples for answer in answers_of(sample)]
+    outputs = [answer.output for answer in answers if answer.output is not None]
     empty = sum(not output.strip() for output in outputs)
     return [
         CheckOutcome(

@@ -41,6 +41,7 @@ def mean_estimate(
     clusters: Clusters = None,
     proportion: bool = False,
     bounds: tuple[float, float] = UNBOUNDED,
+    outputs: int = 1,
 ) -> Estimate:
     """The mean of one score an item, with its standard error and 95 % interval.
 
@@ -57,7 +58,14 @@ def mean_estimate(
     passages it covers the truth in 90 to 95 % of trials; the t interval does in 86 to 95 %, Wilson's without
     clusters in 72 to 78 %.
 
-    Raises ValueError for no values, for one that is not finite, for a proportion's that isn't 0 or 1.
+    An item's value may be made of several `outputs` drawn for it (their mean, pass@k). The standard error
+    stays the one over items, which contains the randomness of the outputs (Miller, on resampling). A
+    proportion's values then lie between 0 and 1; its effective sample size is made from all outputs, with
+    each item as a cluster of its own. Simulated with 20 to 150 items of 4 or 10 outputs and
+    pass@1 to pass@10 it covers the truth in 88 to 100 % of trials; the t interval does in 0 to 97 %.
+
+    Raises ValueError for no values, for one that is not finite, for a proportion's that isn't 0 or 1 (with
+    several outputs: that isn't between them).
     """
     array = _finite(values)
     n = len(array)
@@ -65,17 +73,48 @@ def mean_estimate(
     groups = n if codes is None else int(codes.max()) + 1
     mean, stderr = _mean_and_stderr(array, codes, groups)
     if proportion:
-        if not np.isin(array, (0.0, 1.0)).all():
+        if outputs == 1 and not np.isin(array, (0.0, 1.0)).all():
             raise ValueError("a proportion needs values that are 0 or 1")
-        if codes is not None and groups == 1:
+        if array.min() < 0 or array.max() > 1:
+            raise ValueError("a proportion needs values from 0 to 1")
+        if (codes is not None or outputs > 1) and groups == 1:
             return Estimate(mean, None, None, None, n)
-        low, high = _wilson(mean, _effective_size(mean, stderr, n, groups))
+        low, high = _wilson(mean, _effective_size(mean, stderr, n * outputs, groups))
     elif stderr is None:
         return Estimate(mean, None, None, None, n)
     else:
         margin = _t_quantile(groups - 1) * stderr
         low, high = max(mean - margin, bounds[0]), min(mean + margin, bounds[1])
     return Estimate(mean, stderr, low, high, n)
+
+
+def pass_at_k(outputs: int, correct: int, k: int) -> float:
+    """The chance that at least one of `k` outputs, drawn from `outputs` without replacement, is correct.
+
+    ``1 - C(outputs - correct, k) / C(outputs, k)``, the unbiased estimator of pass@k of Chen et al.
+    (arXiv 2107.03374), as a product, which needs no large numbers. Raises ValueError for impossible counts.
+    """
+    if not (0 <= correct <= outputs and 1 <= k <= outputs):
+        raise ValueError(f"pass@{k} of {outputs} outputs, {correct} of them correct, is not defined")
+    if outputs - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(outputs - correct + 1, outputs + 1))
+
+
+def sampling_share(scores: ArrayLike) -> float | None:
+    """The part of the variance of a mean over items that comes from drawing their outputs at random.
+
+    `scores` has shape (items, outputs). The variance of an item's mean over K outputs is
+    ``Var(x) + E[s^2] / K``: that of the items' true means x, and that of one item's outputs (Miller, on
+    resampling). The share is the second part of both: more outputs an item can take away so much of the
+    squared standard error and no more. None where it is not defined (one item, one output, equal means).
+    """
+    rows = np.asarray(scores, dtype=np.float64)
+    if rows.ndim != 2 or min(rows.shape) < 2:
+        return None
+    total = float(rows.mean(axis=1).var(ddof=1))
+    within = float(rows.var(axis=1, ddof=1).mean()) / rows.shape[1]
+    return min(within / total, 1.0) if total > 0 else None
 
 
 def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, clusters: Clusters = None) -> Estimate:
@@ -197,7 +236,7 @@ def _mean_and_stderr(
 
 
 def _effective_size(mean: float, stderr: float | None, n: int, groups: int) -> float:
-    """The size of an unclustered sample that would know as much."""
+    """The size of an unclustered sample that would know as much as n answers in so many groups."""
     if groups == n or stderr is None:
         return n
     if mean in (0.0, 1.0):

@@ -1,10 +1,20 @@
 """What an evaluation leaves behind, as plain data: a `Sample` an item, an `Estimate` a metric and group."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
+
+
+@dataclass(slots=True)
+class Output:
+    """One of several outputs of an item. `tokens` were written; `scores` are those of this output alone."""
+
+    text: str
+    finish_reason: str
+    tokens: int
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -12,7 +22,9 @@ class Sample:
     """One scored item. Fields that a task type does not have stay empty.
 
     `loglikelihoods` are nats summed over each continuation; `choice_tokens` their lengths in tokens.
-    `error` is set where the item could not be scored; its `scores` are then empty.
+    `error` is set where the item could not be scored; its `scores` are then empty. Where an item has several
+    outputs, all are in `outputs`, the first also in `output` and `finish_reason`; `output_tokens` counts
+    those of all, and `scores` are means over them.
     """
 
     sample_id: str
@@ -33,6 +45,7 @@ class Sample:
     prompt_tokens: int = 0
     output_tokens: int = 0
     truncated_tokens: int = 0
+    outputs: Sequence[Output] = ()
     scores: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
@@ -41,13 +54,25 @@ class Sample:
         row: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLE_FIELDS}
         for name in _LIST_FIELDS:
             row[name] = list(row[name])
+        row["outputs"] = [
+            {
+                "text": output.text,
+                "finish_reason": output.finish_reason,
+                "tokens": output.tokens,
+                "scores": list(output.scores.items()),
+            }
+            for output in self.outputs
+        ]
         row["scores"] = list(self.scores.items())
         return row
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Sample":
-        """The inverse of `as_row`."""
-        values = {name: row[name] for name in _SAMPLE_FIELDS}
+        """The inverse of `as_row`; also of rows that were written before there were several outputs."""
+        values = {name: row[name] for name in _SAMPLE_FIELDS if name != "outputs"}
+        values["outputs"] = tuple(
+            Output(**{**output, "scores": dict(output["scores"])}) for output in row.get("outputs") or ()
+        )
         values["scores"] = dict(row["scores"])
         return cls(**values)
 
@@ -68,7 +93,8 @@ _LIST_FIELDS = (
 class Estimate:
     """A metric over a set of items. `stderr` and the 95 % interval are in the metric's own unit.
 
-    A bound or error that is not defined (one item, say) is None.
+    A bound or error that is not defined (one item, say) is None. `sampling_share` is the part of the value's
+    variance that comes from drawing outputs at random; only several outputs an item can tell it.
     """
 
     value: float
@@ -76,6 +102,7 @@ class Estimate:
     ci_low: float | None
     ci_high: float | None
     n: int
+    sampling_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +113,20 @@ class MetricRow:
     group: str | None
     estimate: Estimate
 
+    def as_row(self) -> dict[str, Any]:
+        """The estimate as a row of `METRIC_SCHEMA`."""
+        return {"metric": self.metric, "group": self.group, **asdict(self.estimate)}
+
+
+_SCORES_TYPE = pa.map_(pa.string(), pa.float64())
+_OUTPUT_TYPE = pa.struct(
+    [
+        pa.field("text", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("tokens", pa.int32()),
+        pa.field("scores", _SCORES_TYPE),
+    ]
+)
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -107,7 +148,8 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("prompt_tokens", pa.int32()),
         pa.field("output_tokens", pa.int32()),
         pa.field("truncated_tokens", pa.int32()),
-        pa.field("scores", pa.map_(pa.string(), pa.float64())),
+        pa.field("outputs", pa.list_(_OUTPUT_TYPE)),
+        pa.field("scores", _SCORES_TYPE),
         pa.field("error", pa.string()),
     ]
 )
@@ -121,5 +163,6 @@ METRIC_SCHEMA = pa.schema(
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),
+        pa.field("sampling_share", pa.float64()),
     ]
 )

@@ -5,13 +5,14 @@ metrics can be computed; `score_samples` fills in `Sample.scores`; `estimate_met
 group and as a whole. Importing this loads no metric library; scoring loads those that it needs.
 """
 
-from eval_assets.metrics.metric import Metric, ScoringSettings
+from eval_assets.metrics.metric import Metric, ScoringSettings, answers_of
 from eval_assets.metrics.scoring import METRICS, check_metrics, estimate_metrics, score_samples
 
 __all__ = [
     "METRICS",
     "Metric",
     "ScoringSettings",
+    "answers_of",
     "check_metrics",
     "estimate_metrics",
     "score_samples",

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from eval_assets.metrics.metric import Metric, each, needing
+from eval_assets.statistics import pass_at_k
 from resources.records import Sample
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ def _token_f1(output: list[str], reference: list[str]) -> float:
     return 2 * common / (len(output) + len(reference))
 
 
+def _pass_at_k(sample: Sample, spec: MetricSpec) -> float:
+    assert spec.of is not None
+    assert spec.k is not None
+    answers = [output.scores for output in sample.outputs] or [sample.scores]
+    return pass_at_k(len(answers), sum(scores[spec.of] == 1 for scores in answers), spec.k)
+
+
 METRICS = (
     Metric(
         name="exact_match",
@@ -129,6 +137,17 @@ METRICS = (
         reads=("output",),
         options=frozenset({"extract"}),
         scorer=each(_squad_f1),
+    ),
+    Metric(
+        name="pass@k",
+        description="share of items that at least one of k outputs gets right (Chen et al. 2021)",
+        higher_is_better=True,
+        bounds=_SHARE,
+        needs=needing(),
+        reads=("output",),
+        options=frozenset({"of", "k"}),
+        scorer=each(_pass_at_k),
+        proportion=True,
     ),
     Metric(
         name="output_length",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -38,7 +38,8 @@ Scorer: TypeAlias = "Callable[[Sequence[Sample], Sequence[MetricSpec], ScoringSe
 class Aggregation:
     """How samples become one value where the mean of their scores isn't it.
 
-    `statistics` gives one row a sample; `estimate` turns the rows of any set of samples into a value.
+    `statistics` gives one row a sample; `estimate` turns the rows of any set of samples into a value. Of an
+    item with several outputs the rows are summed: its outputs are as many members of the corpus.
     """
 
     statistics: Callable[[Sequence[Sample], MetricSpec], Floats]
@@ -80,14 +81,34 @@ class Metric:
     def statistics(self, samples: Sequence[Sample], spec: MetricSpec) -> Floats:
         """What `estimate` needs of each sample, shape (samples, k), or (samples,) where that is the score."""
         if self.aggregation is not None:
-            return self.aggregation.statistics(samples, spec)
+            answers = [answer for sample in samples for answer in answers_of(sample)]
+            rows = self.aggregation.statistics(answers, spec)
+            summed: Floats = rows.reshape(len(samples), -1, rows.shape[1]).sum(axis=1)
+            return summed
         return np.array([sample.scores[spec.name] for sample in samples], dtype=np.float64)
 
-    def estimate(self, statistics: Floats, clusters: Clusters) -> Estimate:
-        """The metric over the samples that `statistics` belong to."""
+    def estimate(self, statistics: Floats, clusters: Clusters, outputs: int = 1) -> Estimate:
+        """The metric over the samples that `statistics` belong to, which have so many outputs each."""
         if self.aggregation is not None:
             return self.aggregation.estimate(statistics, clusters)
-        return mean_estimate(statistics, clusters, self.proportion, self.bounds)
+        return mean_estimate(statistics, clusters, self.proportion, self.bounds, outputs)
+
+
+def answers_of(sample: Sample) -> list[Sample]:
+    """The sample itself, or, where it has several outputs, one for each as if it were the only one."""
+    if not sample.outputs:
+        return [sample]
+    return [
+        replace(
+            sample,
+            output=output.text,
+            finish_reason=output.finish_reason,
+            output_tokens=output.tokens,
+            outputs=(),
+            scores={},
+        )
+        for output in sample.outputs
+    ]
 
 
 def each(score: Callable[[Sample, MetricSpec], float]) -> Scorer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval_assets.metrics import accuracy, answers, bertscore, calibration, perplexity, text_overlap
-from eval_assets.metrics.metric import Metric, Scorer, ScoringSettings
+from eval_assets.metrics.metric import Metric, Scorer, ScoringSettings, answers_of
+from eval_assets.statistics import sampling_share
 from resources.errors import UserError
 from resources.records import MetricRow, Sample
 
@@ -24,18 +26,23 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     {metric.name: metric for module in _MODULES for metric in module.METRICS}
 )
 
-_OPTIONS = ("extract", "ignore_case", "ignore_punctuation", "ignore_patterns", "stem")
+_OPTIONS = ("extract", "ignore_case", "ignore_punctuation", "ignore_patterns", "stem", "of", "k")
 _ROUNDING = 1e-6
 
 
 def check_metrics(
-    task: TaskType, metrics: Sequence[MetricSpec], where: str = "metrics", fields: Iterable[str] | None = None
+    task: TaskType,
+    metrics: Sequence[MetricSpec],
+    where: str = "metrics",
+    fields: Iterable[str] | None = None,
+    outputs: int = 1,
 ) -> None:
     """Raise UserError for a metric that can't be computed, in one line that begins with `where`.
 
     That is: a name that does not exist or is given twice, one that does not fit the task type, an option
     that the metric does not take, and, where `fields` names what the benchmark declares, a field that the
-    metric needs and the benchmark lacks. (That regular expressions compile is checked by MetricSpec.)
+    metric needs and the benchmark lacks; a pass@k of something else than a metric of right and wrong, or of
+    more outputs than there are. (That regular expressions compile is checked by MetricSpec.)
     """
     declared = None if fields is None else frozenset(fields)
     seen: set[str] = set()
@@ -60,6 +67,36 @@ def check_metrics(
         lacking = sorted(metric.needs[task] - declared) if declared is not None else []
         if lacking:
             raise UserError(f"{where}: metric {spec.metric!r} needs the field {lacking[0]!r}; declare it")
+        if "of" in metric.options:
+            _check_pass_at_k(spec, metrics, where, outputs)
+
+
+def _check_pass_at_k(spec: MetricSpec, metrics: Sequence[MetricSpec], where: str, outputs: int) -> None:
+    right_or_wrong = [
+        other.name
+        for other in metrics
+        if (found := METRICS.get(other.metric)) is not None
+        and found.proportion
+        and found.higher_is_better
+        and other.of is None
+    ]
+    for option in ("of", "k"):
+        if getattr(spec, option) is None:
+            raise UserError(
+                f"{where}: metric {spec.metric!r} needs {option!r}, such as "
+                "{metric: pass@k, k: 1, of: exact_match}"
+            )
+    if spec.of not in right_or_wrong:
+        named = ", ".join(right_or_wrong) or "there is none yet"
+        raise UserError(
+            f"{where}: {_short(spec.name)}: 'of' must name a metric of this benchmark that calls an output "
+            f"right or wrong ({named}), not {_short(str(spec.of))}"
+        )
+    if spec.k is not None and spec.k > outputs:
+        raise UserError(
+            f"{where}: {_short(spec.name)}: k is {spec.k}, but generation.outputs is {outputs}; "
+            "ask for as many outputs or lower k"
+        )
 
 
 def score_samples(
@@ -67,26 +104,44 @@ def score_samples(
 ) -> None:
     """Fill in each sample's `scores`, keyed by the names of the metrics.
 
-    A sample that has an error keeps it and gets no scores. So does one with a log-likelihood that is not
-    finite, or without a field that a metric reads: it gets an `error` of one line that names it. Scoring
-    again gives the same scores.
+    The score of a sample with several outputs is the mean of theirs, which are filled in too, or with `of`
+    what the metric makes of those. A sample that has an error keeps it and gets no scores. So does one with a
+    log-likelihood that is not finite, or without a field that a metric reads: it gets an `error` of one
+    line that names it. Scoring again gives the same scores.
     """
     scorable: list[Sample] = []
     for sample in samples:
         sample.scores = {}
+        for output in sample.outputs:
+            output.scores = {}
         if sample.error is None:
             sample.error = _unscorable(sample, metrics)
         if sample.error is None:
             scorable.append(sample)
     if not scorable:
         return
+    answers = [answers_of(sample) for sample in scorable]
+    every_answer = [answer for of_sample in answers for answer in of_sample]
+    _fill_in(every_answer, [spec for spec in metrics if spec.of is None], settings)
+    for sample, of_sample in zip(scorable, answers, strict=True):
+        if sample.outputs:
+            for output, answer in zip(sample.outputs, of_sample, strict=True):
+                output.scores = answer.scores
+            sample.scores = {
+                name: math.fsum(answer.scores[name] for answer in of_sample) / len(of_sample)
+                for name in of_sample[0].scores
+            }
+    _fill_in(scorable, [spec for spec in metrics if spec.of is not None], settings)
+
+
+def _fill_in(samples: Sequence[Sample], metrics: Sequence[MetricSpec], settings: ScoringSettings) -> None:
     together: dict[Scorer, list[MetricSpec]] = {}
     for spec in metrics:
         together.setdefault(METRICS[spec.metric].scorer, []).append(spec)
     for scorer, specs in together.items():
-        for spec, scores in zip(specs, scorer(scorable, specs, settings), strict=True):
+        for spec, scores in zip(specs, scorer(samples, specs, settings), strict=True):
             low, high = METRICS[spec.metric].bounds
-            for sample, score in zip(scorable, scores, strict=True):
+            for sample, score in zip(samples, scores, strict=True):
                 sample.scores[spec.name] = _without_rounding(float(score), low, high)
 
 
@@ -94,8 +149,9 @@ def estimate_metrics(samples: Sequence[Sample], metrics: Sequence[MetricSpec]) -
     """Each metric over all samples and over each group, the whole first, then the groups by name.
 
     The whole weighs every sample alike, which is the harness's mean of groups weighted by size. Where
-    samples name a cluster, errors and intervals are clustered. An evaluation in which any sample has an
-    error is not scored at all (its value would depend on which items failed): the list is then empty, as
+    samples name a cluster, errors and intervals are clustered. With several outputs an item they are those of
+    the items' means, which have the randomness of the outputs in them. An evaluation in which any sample has
+    an error is not scored at all (its value would depend on which items failed): the list is then empty, as
     it is for no samples. The order of the samples does not matter.
     """
     if not samples or any(sample.error is not None for sample in samples):
@@ -107,14 +163,21 @@ def estimate_metrics(samples: Sequence[Sample], metrics: Sequence[MetricSpec]) -
         if sample.group is not None:
             groups.setdefault(sample.group, []).append(index)
     names = [None, *sorted(name for name in groups if name is not None)]
+    outputs = max(len(samples[0].outputs), 1)
     rows: list[MetricRow] = []
     for spec in metrics:
         metric = METRICS[spec.metric]
         statistics = metric.statistics(samples, spec)
+        of_outputs = None
+        if outputs > 1 and metric.aggregation is None and spec.of is None:
+            of_outputs = np.array([[output.scores[spec.name] for output in s.outputs] for s in samples])
         for name in names:
             members = np.array(groups[name])
             clusters = [samples[index].cluster for index in groups[name]]
-            rows.append(MetricRow(spec.name, name, metric.estimate(statistics[members], clusters)))
+            estimate = metric.estimate(statistics[members], clusters, outputs)
+            if of_outputs is not None:
+                estimate = replace(estimate, sampling_share=sampling_share(of_outputs[members]))
+            rows.append(MetricRow(spec.name, name, estimate))
     return rows
 
 

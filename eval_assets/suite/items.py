@@ -27,7 +27,8 @@ class Item:
     version of a benchmark that asks the same question. `target` is the index of the right choice;
     `labels` marks every true choice with 1 where there may be several. A perplexity item has its text
     in `references[0]` and, where words and bytes are counted over another form of it, that form in
-    `references[1]`; with a non-empty `query` only the text's likelihood after the query counts.
+    `references[1]`; with a non-empty `query` only the text's likelihood after the query counts. `prefill`
+    is the beginning of the assistant's answer in a chat.
     """
 
     sample_id: str
@@ -43,6 +44,7 @@ class Item:
     labels: tuple[int, ...] = ()
     references: tuple[str, ...] = ()
     incorrect_references: tuple[str, ...] = ()
+    prefill: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ ITEM_SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.int8())),
         pa.field("references", _TEXTS),
         pa.field("incorrect_references", _TEXTS),
+        pa.field("prefill", pa.string(), nullable=False),
     ]
 )
 _TUPLES = ("choices", "labels", "references", "incorrect_references")
@@ -107,11 +110,19 @@ def items_fingerprint(spec: BenchmarkSpec, items: Iterable[Item]) -> str:
 
     Neither what only describes a benchmark (title, tags, licence, citation) nor where its rows were read from
     belongs to it, nor `limit`: whoever limits the items adds the limit to the evaluation's own fingerprint.
+    A field that a benchmark does not use is left out where it is younger than published fingerprints.
     """
-    fields = {"version", "task", "delimiter", "fewshot_delimiter", "metrics", "primary_metric"}
+    fields = {"version", "task", "delimiter", "fewshot_delimiter", "primary_metric"}
     parameters = spec.model_dump(mode="json", include=fields)
+    parameters["metrics"] = [
+        metric.model_dump(
+            mode="json", exclude={name for name in ("of", "k") if getattr(metric, name) is None}
+        )
+        for metric in spec.metrics
+    ]
     if spec.task == "generation":
-        parameters["generation"] = spec.generation.model_dump(mode="json")
+        greedy = None if spec.generation.temperature else {"max_new_tokens", "stop"}
+        parameters["generation"] = spec.generation.model_dump(mode="json", include=greedy)
     parameters["chat"] = None if spec.chat is None else {"fewshot_as_turns": spec.chat.fewshot_as_turns}
     digest = hashlib.sha256(_canonical(parameters))
     shared: dict[tuple[Example, ...], str] = {}
@@ -119,7 +130,10 @@ def items_fingerprint(spec: BenchmarkSpec, items: Iterable[Item]) -> str:
         if item.examples not in shared:
             pairs = [(example.query, example.answer) for example in item.examples]
             shared[item.examples] = hashlib.sha256(_canonical(pairs)).hexdigest()
-        digest.update(_canonical([*_row(item, shared[item.examples]).values()]))
+        row = _row(item, shared[item.examples])
+        if not item.prefill:
+            del row["prefill"]
+        digest.update(_canonical([*row.values()]))
     return digest.hexdigest()
 
 

@@ -210,7 +210,7 @@ def _check_metrics(path: Path, spec: BenchmarkSpec) -> None:
     from eval_assets.metrics import METRICS, check_metrics  # their types come from this package
 
     declared = [name for name in BenchmarkSpec.model_fields if getattr(spec, name) is not None]
-    check_metrics(spec.task, spec.metrics, f"{path}: metrics", declared)
+    check_metrics(spec.task, spec.metrics, f"{path}: metrics", declared, spec.generation.outputs)
     primary = next(metric for metric in spec.metrics if metric.name == spec.primary_metric)
     if METRICS[primary.metric].higher_is_better is None:
         raise UserError(

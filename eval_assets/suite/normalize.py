@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 from eval_assets.suite.fewshot import Candidate, ExamplePool
 from eval_assets.suite.items import Example, Item, Items, content_id
 from eval_assets.suite.spec import BenchmarkSpec
-from eval_assets.suite.templates import MissingColumnError, RowTemplate, TemplateError
+from eval_assets.suite.templates import MissingColumnError, RowTemplate, TemplateError, joined
 from resources.datasets import Row, RowSource, local_files
 from resources.errors import UserError
 
@@ -104,6 +104,7 @@ class _ItemReader:
             "description": spec.description,
             "prompt": spec.prompt,
             "chat.system": spec.chat.system if spec.chat is not None else None,
+            "chat.prefill": spec.chat.prefill if spec.chat is not None else None,
             "fewshot.prompt": spec.fewshot.prompt,
             "fewshot.answer": spec.fewshot.answer,
         }
@@ -127,7 +128,7 @@ class _ItemReader:
             item = self._item(row, 0)
             query = self._text("fewshot.prompt", row) if self._spec.fewshot.prompt else item.query
             answer = self._text("fewshot.answer", row) if self._spec.fewshot.answer else self._answer(item)
-            return Candidate(_example(query, answer), (item.query, query), item.group)
+            return Candidate(self._example(query, answer, row), (item.query, query), item.group)
 
         return self._at(where, build)
 
@@ -139,7 +140,7 @@ class _ItemReader:
             query = self._text("fewshot.prompt" if fewshot.prompt else "prompt", row)
             answer = self._text("fewshot.answer", row) if fewshot.answer else self._answer(self._item(row, 0))
             group = self._label("group", row) if fewshot.per_group else None
-            return Candidate(_example(query, answer), (query,), group)
+            return Candidate(self._example(query, answer, row), (query,), group)
 
         return self._at(where, build)
 
@@ -189,7 +190,15 @@ class _ItemReader:
             labels=labels,
             references=references,
             incorrect_references=incorrect,
+            prefill=self._text("chat.prefill", row),
         )
+
+    def _example(self, query: str, answer: str, row: Row) -> Example:
+        for part, text in (("question", query), ("answer", answer)):
+            if not text.strip():
+                raise _BadRowError(f"fewshot: the example's {part} is empty")
+        # One space whatever the benchmark's delimiter is: the harness's rule (`build_qa_turn`).
+        return Example(query, joined(self._text("chat.prefill", row), answer, " "))
 
     def _answer(self, item: Item) -> str:
         """What a few-shot example shows as solved."""
@@ -280,13 +289,6 @@ class _ItemReader:
         if not all(text.strip() for text in texts):
             raise _BadRowError("text: the text is empty")
         return tuple(texts)
-
-
-def _example(query: str, answer: str) -> Example:
-    for part, text in (("question", query), ("answer", answer)):
-        if not text.strip():
-            raise _BadRowError(f"fewshot: the example's {part} is empty")
-    return Example(query, answer)
 
 
 def _check_choices(choices: tuple[str, ...]) -> None:

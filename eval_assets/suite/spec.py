@@ -136,18 +136,36 @@ class FewShot(_Strict):
 class Chat(_Strict):
     """Ask through the model's chat template.
 
-    `fewshot_as_turns`: each example is a user and an assistant turn; otherwise all are in one user turn.
+    `prefill` is the beginning of the assistant's answer: the model goes on from there. Examples from rows
+    show it before their answers; written-out ones are shown as they are. `fewshot_as_turns`: each example
+    is a user and an assistant turn; otherwise all are in one user turn.
     """
 
     system: Template | None = None
+    prefill: Template | None = None
     fewshot_as_turns: bool = True
 
 
 class Generation(_Strict):
-    """How an answer is generated: greedily, until one of `stop` or `max_new_tokens`."""
+    """How an answer is generated: until one of `stop` or `max_new_tokens`; greedily without a `temperature`.
+
+    With one, tokens are drawn at random, `outputs` times for each item; `top_k` 0 and `top_p` 1 leave all.
+    """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     stop: tuple[Text, ...] = ("\n\n",)
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234
+    outputs: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _sampling_needs_a_temperature(self) -> "Generation":
+        for field in ("outputs", "top_p", "top_k", "seed"):
+            if not self.temperature and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"'{field}' needs a 'temperature' above 0; without one decoding is greedy")
+        return self
 
 
 class Extract(_Strict):
@@ -158,7 +176,10 @@ class Extract(_Strict):
 
 
 class MetricSpec(_Strict):
-    """One metric of a benchmark. `name` is what results call it and defaults to `metric`."""
+    """One metric of a benchmark. `name` is what results call it and defaults to `metric` (k 10: pass@10).
+
+    `of` is the name of the metric that says which of an item's outputs are right, `k` how many are looked at.
+    """
 
     metric: Text
     name: Text = ""
@@ -167,6 +188,8 @@ class MetricSpec(_Strict):
     ignore_punctuation: bool = False
     ignore_patterns: tuple[Pattern, ...] = ()
     stem: bool = False
+    of: Text | None = None
+    k: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -174,7 +197,8 @@ class MetricSpec(_Strict):
         if isinstance(value, str):
             value = {"metric": value}
         if isinstance(value, Mapping) and "metric" in value:
-            return {"name": value["metric"], **value}
+            name = f"pass@{value['k']}" if value["metric"] == "pass@k" and "k" in value else value["metric"]
+            return {"name": name, **value}
         return value
 
 

@@ -149,6 +149,17 @@ class RowTemplate:
         )
 
 
+def joined(first: str, second: str, delimiter: str) -> str:
+    """Both texts; the delimiter only where there is no white space between them already.
+
+    The harness's `maybe_delimit` (lm_eval 0.4.13, `lm_eval/api/utils.py`).
+    """
+    if not first or not second:
+        return first or second
+    touching = first[-1].isspace() or second[0].isspace()
+    return first + ("" if touching else delimiter) + second
+
+
 def one_line(error: BaseException) -> str:
     """An exception's text as one line of at most 200 characters."""
     text = " ".join(str(error).split())

@@ -18,9 +18,10 @@ class MultipleChoiceTask:
 
     def requests(self, item: Item, chat_template: ChatTemplate | None) -> Sequence[Request]:
         prompt = prompt_of(self.spec, item, chat_template)
-        # A chat template ends where the answer's first character belongs; so does the harness
-        # (ConfigurableTask.construct_requests).
-        delimiter = self.spec.delimiter if self.spec.chat is None else ""
+        # A chat template ends where the answer's first character belongs, a prefill with a word before it; so
+        # says the harness (ConfigurableTask.construct_requests).
+        after_word = bool(item.prefill) and not item.prefill[-1].isspace()
+        delimiter = self.spec.delimiter if self.spec.chat is None or after_word else ""
         return [LoglikelihoodRequest(prompt, delimiter + choice) for choice in item.choices]
 
     def sample(self, item: Item, requests: Sequence[Request], results: Sequence[Result]) -> Sample:

@@ -1,14 +1,16 @@
 """The text that a model is shown before it answers, assembled as the reference harness does.
 
 Source: lm_eval 0.4.13, `ConfigurableTask.fewshot_context` and `build_qa_turn` (lm_eval/api/task.py),
-`Message`, `maybe_delimit` and `multiturn_to_singleturn` (lm_eval/api/utils.py).
+`Message`, `maybe_delimit` and `multiturn_to_singleturn` (lm_eval/api/utils.py). A prefill is its
+`gen_prefix`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
-from eval_assets.suite.items import Item
+from eval_assets.suite.items import Example, Item
 from eval_assets.suite.spec import BenchmarkSpec
+from eval_assets.suite.templates import joined
 from resources.engines import ChatMessage
 from resources.errors import UserError
 from resources.records import Sample
@@ -33,32 +35,35 @@ def prompt_of(spec: BenchmarkSpec, item: Item, chat_template: ChatTemplate | Non
 
 
 def chat_messages(spec: BenchmarkSpec, item: Item) -> list[ChatMessage]:
-    """The conversation that ends with the question; system prompt and description are its system turn."""
+    """The conversation that ends with the question, or with the prefill as the beginning of the answer.
+
+    System prompt and description are its system turn.
+    """
     messages: list[ChatMessage] = []
-    system = _joined(item.system or "", item.description, spec.fewshot_delimiter)
+    system = joined(item.system or "", item.description, spec.fewshot_delimiter)
     if system:
         messages.append({"role": "system", "content": system})
     if spec.chat is not None and not spec.chat.fewshot_as_turns:
-        return [*messages, {"role": "user", "content": _examples_and_query(spec, item)}]
-    for example in item.examples:
-        messages.append({"role": "user", "content": example.query})
-        messages.append({"role": "assistant", "content": example.answer})
-    return [*messages, {"role": "user", "content": item.query}]
+        messages.append({"role": "user", "content": _examples_and_query(spec, item)})
+    else:
+        for example in item.examples:
+            messages.append({"role": "user", "content": example.query})
+            messages.append({"role": "assistant", "content": example.answer})
+        messages.append({"role": "user", "content": item.query})
+    if item.prefill:
+        messages.append({"role": "assistant", "content": item.prefill})
+    return messages
 
 
 def _examples_and_query(spec: BenchmarkSpec, item: Item) -> str:
-    solved = (
-        example.query + spec.delimiter + example.answer + spec.fewshot_delimiter for example in item.examples
-    )
+    solved = (_solved(spec, example) + spec.fewshot_delimiter for example in item.examples)
     return "".join(solved) + item.query
 
 
-def _joined(first: str, second: str, delimiter: str) -> str:
-    """Both texts; the delimiter only where there is no white space between them already."""
-    if not first or not second:
-        return first or second
-    touching = first[-1].isspace() or second[0].isspace()
-    return first + ("" if touching else delimiter) + second
+def _solved(spec: BenchmarkSpec, example: Example) -> str:
+    if spec.chat is not None and spec.chat.prefill:
+        return joined(example.query, example.answer, spec.delimiter)
+    return example.query + spec.delimiter + example.answer
 
 
 def answered(item: Item, prompt: str) -> Sample:

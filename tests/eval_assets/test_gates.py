@@ -11,7 +11,7 @@ from eval_assets.gates import check_cell
 from eval_assets.partitions import SUITE
 from eval_assets.suite import normalize
 from resources.datasets import read_rows
-from resources.records import Estimate, Sample
+from resources.records import Estimate, Output, Sample
 
 ITEMS = normalize(SUITE["capitals"], read_rows).items
 BENCHMARK = Benchmark(SUITE["capitals"], "f", ITEMS, len(ITEMS))
@@ -58,6 +58,14 @@ def test_each_fault_fails_its_own_check(
     assert failed(samples, values) == expected
 
 
+def test_every_output_of_an_item_counts_as_empty_or_not() -> None:
+    """One item of twelve whose outputs are mostly empty: the first output alone would hide it."""
+    outputs = [Output("x", "stop", 1), *[Output(" ", "eos", 1)] * 9]
+    filled = [replace(sample, outputs=[outputs[0]] * 10) for sample in SAMPLES]
+    assert failed(filled, record()) == []
+    assert failed([*filled[1:], replace(SAMPLES[0], outputs=outputs)], record()) == ["empty_outputs"]
+
+
 def test_only_what_makes_numbers_wrong_is_an_error() -> None:
     warnings = {outcome.name for outcome in check_cell(BENCHMARK, record(), SAMPLES) if outcome.warning_only}
     assert warnings == {"truncated_inputs", "empty_outputs", "above_chance"}
@@ -68,4 +76,6 @@ def test_a_score_without_a_finite_value_is_none_and_an_open_interval_is_left_out
     assert score_of(None) is None
     assert score_of(Estimate(math.inf, None, None, None, 3)) is None
     score = score_of(Estimate(9.0, 1.0, 7.0, math.inf, 3))
-    assert score == {"value": 9.0, "stderr": 1.0, "ci_low": None, "ci_high": None, "n": 3}
+    assert score == {
+        "value": 9.0, "stderr": 1.0, "ci_low": None, "ci_high": None, "n": 3, "sampling_share": None,
+    }  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "fca0d11e4ef113e2d5bb4f04d2c4b8770dcf539b264bfa8286ab4d89da540b2e"
+DIGEST = "0cd758867417db055a4bedc180006cda5b197e604ba8e054853586d5ddaed2d1"
 VERSION = "1"
 
 

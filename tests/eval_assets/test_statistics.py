@@ -2,6 +2,8 @@
 
 import math
 import random
+from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from eval_assets.statistics import (
     bootstrap_estimate,
     mean_estimate,
     paired_difference,
+    pass_at_k,
     ratio_estimate,
+    sampling_share,
 )
 from resources.records import Estimate
 
@@ -191,6 +195,138 @@ class TestProportion:
                 covered[name] += low <= rate <= high
         assert 0.925 < covered["clustered"] / trials < 0.985
         assert covered["plain"] / trials < 0.85
+
+
+class TestSeveralOutputs:
+    """Items that are asked several times: shares between 0 and 1, pass@k, where the variance comes from."""
+
+    @staticmethod
+    def answers(
+        items: int, outputs: int, seed: int = 0, a: float = 0.5, b: float = 1.0
+    ) -> NDArray[np.float64]:
+        """Right and wrong answers, shape (items, outputs), to items that are right with beta(a, b) chance."""
+        generator = np.random.default_rng(seed)
+        chances = generator.beta(a, b, (items, 1))
+        return (generator.random((items, outputs)) < chances).astype(float)
+
+    @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+    def test_pass_at_k_is_the_share_of_all_choices_of_k_outputs_that_hold_a_right_one(
+        self, counts: tuple[int, int, int]
+    ) -> None:
+        outputs, correct, k = counts
+        answers = [True] * correct + [False] * (outputs - correct)
+        choices = [any(choice) for choice in combinations(answers, k)]
+        assert pass_at_k(outputs, correct, k) == pytest.approx(sum(choices) / len(choices), abs=1e-12)
+
+    @pytest.mark.parametrize(("outputs", "correct", "k"), [(200, 1, 100), (5000, 3, 1000), (10000, 9000, 10)])
+    def test_pass_at_k_of_many_outputs_is_exact_although_the_binomials_are_astronomic(
+        self, outputs: int, correct: int, k: int
+    ) -> None:
+        exact = 1 - Fraction(math.comb(outputs - correct, k), math.comb(outputs, k))
+        assert pass_at_k(outputs, correct, k) == pytest.approx(float(exact), abs=1e-12)
+
+    def test_pass_at_k_is_unbiased_where_the_plug_in_estimate_is_not(self) -> None:
+        """1 - (1 - c/n)^k, which is often written instead, is too low: 0.66 for a true 0.76 here."""
+        chance, outputs, k = 0.25, 5, 5
+        weights = [stats.binom.pmf(c, outputs, chance) for c in range(outputs + 1)]
+        truth = 1 - (1 - chance) ** k
+        ours = sum(w * pass_at_k(outputs, c, k) for c, w in enumerate(weights))
+        plug_in = sum(w * (1 - (1 - c / outputs) ** k) for c, w in enumerate(weights))
+        assert ours == pytest.approx(truth, abs=1e-12)
+        assert plug_in < truth - 0.05
+
+    @pytest.mark.parametrize(("outputs", "correct", "k"), [(5, 6, 1), (5, -1, 1), (5, 1, 0), (5, 1, 6)])
+    def test_pass_at_k_of_impossible_counts_is_refused(self, outputs: int, correct: int, k: int) -> None:
+        with pytest.raises(ValueError, match="is not defined"):
+            pass_at_k(outputs, correct, k)
+
+    def test_the_error_is_that_of_all_answers_clustered_by_item(self) -> None:
+        """Taking ten answers to one item for ten items would make every error bar too short."""
+        answers = self.answers(60, 10)
+        fit = sm.OLS(answers.ravel(), np.ones(answers.size)).fit(
+            cov_type="cluster", cov_kwds={"groups": np.repeat(np.arange(60), 10)}, use_t=True
+        )
+        estimate = mean_estimate(answers.mean(axis=1), None, proportion=True, outputs=10)
+        assert estimate.value == pytest.approx(answers.mean())
+        assert estimate.stderr == pytest.approx(float(fit.bse[0]), rel=1e-9)
+        assert estimate.n == 60
+        naive = mean_estimate(answers.ravel(), None, proportion=True)
+        assert (estimate.stderr or 0) > 1.5 * (naive.stderr or math.inf)
+
+    def test_items_that_share_a_passage_are_clustered_by_it(self) -> None:
+        answers, passages = self.answers(60, 10), np.repeat(np.arange(20), 3)
+        fit = sm.OLS(answers.ravel(), np.ones(answers.size)).fit(
+            cov_type="cluster", cov_kwds={"groups": np.repeat(passages, 10)}, use_t=True
+        )
+        estimate = mean_estimate(answers.mean(axis=1), passages.tolist(), proportion=True, outputs=10)
+        assert estimate.stderr == pytest.approx(float(fit.bse[0]), rel=1e-9)
+
+    def test_the_interval_is_that_of_all_answers_clustered_by_item(self) -> None:
+        answers = self.answers(60, 10)
+        clustered = mean_estimate(answers.ravel(), np.repeat(np.arange(60), 10).tolist(), proportion=True)
+        estimate = mean_estimate(answers.mean(axis=1), None, proportion=True, outputs=10)
+        assert bounds(estimate) == pytest.approx(bounds(clustered), rel=1e-9)
+
+    @given(st.lists(st.integers(0, 7), min_size=2, max_size=30), st.integers(1, 7))
+    def test_the_interval_of_pass_at_k_holds_the_value_and_stays_between_0_and_1(
+        self, correct: list[int], k: int
+    ) -> None:
+        values = [pass_at_k(7, count, k) for count in correct]
+        estimate = mean_estimate(values, None, proportion=True, outputs=7)
+        low, high = bounds(estimate)
+        assert 0 <= low <= estimate.value <= high <= 1
+        assert low < high
+
+    def test_items_without_any_right_answer_are_no_certainty(self) -> None:
+        """pass@10 of a weak model is often 0 for every item; an interval of [0, 0] would stop every doubt."""
+        low, high = bounds(mean_estimate([0.0] * 50, None, proportion=True, outputs=10))
+        assert (low, high) == pytest.approx(proportion_confint(0, 50, method="wilson"), abs=1e-12)
+
+    def test_values_outside_of_0_to_1_and_one_item_have_no_such_interval(self) -> None:
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            mean_estimate([0.5, 1.5], None, proportion=True, outputs=2)
+        assert mean_estimate([0.5], None, proportion=True, outputs=2) == Estimate(0.5, None, None, None, 1)
+
+    @pytest.mark.parametrize(("k", "a", "b"), [(1, 0.1, 2.0), (1, 0.5, 1.0), (5, 0.1, 2.0), (10, 5.0, 0.5)])
+    def test_the_interval_covers_the_truth_and_the_error_is_the_spread(
+        self, k: int, a: float, b: float
+    ) -> None:
+        """Simulated: new items and new outputs each time."""
+        items, outputs, trials = 60, 10, 1000
+        chances = np.random.default_rng(1).beta(a, b, 1_000_000)
+        truth = float((1 - (1 - chances) ** k).mean())
+        covered, values, squares = 0, [], []
+        for trial in range(trials):
+            correct = self.answers(items, outputs, trial, a, b).sum(axis=1)
+            estimate = mean_estimate(
+                [pass_at_k(outputs, int(c), k) for c in correct], None, proportion=True, outputs=outputs
+            )
+            low, high = bounds(estimate)
+            covered += low <= truth <= high
+            values.append(estimate.value)
+            squares.append((estimate.stderr or 0.0) ** 2)
+        assert covered / trials > 0.9
+        assert np.mean(values) == pytest.approx(truth, abs=0.005)
+        assert math.sqrt(np.mean(squares)) == pytest.approx(float(np.std(values)), rel=0.12)
+
+    def test_the_sampling_share_is_what_infinitely_many_outputs_would_take_off(self) -> None:
+        """E[p (1 - p)] / K against Var(p): Miller's two parts, known exactly for beta-distributed items."""
+        a, b, outputs = 0.5, 1.0, 4
+        within = a * b / ((a + b) * (a + b + 1)) / outputs
+        between = a * b / ((a + b) ** 2 * (a + b + 1))
+        shares = [sampling_share(self.answers(400, outputs, seed)) or 0.0 for seed in range(200)]
+        assert np.mean(shares) == pytest.approx(within / (within + between), rel=0.02)
+
+    def test_the_sampling_share_is_one_over_the_f_of_an_analysis_of_variance(self) -> None:
+        answers = self.answers(50, 6)
+        assert sampling_share(answers) == pytest.approx(1 / stats.f_oneway(*answers).statistic)
+
+    def test_the_sampling_share_is_none_where_it_is_not_defined_and_never_above_1(self) -> None:
+        assert sampling_share([[0.0, 1.0]]) is None
+        assert sampling_share([[0.0], [1.0]]) is None
+        assert sampling_share([[0.0, 1.0], [1.0, 0.0]]) is None
+        assert sampling_share([[0.0, 0.0], [1.0, 1.0]]) == 0.0
+        assert sampling_share([[0.0, 1.0], [0.0, 1.0], [1.0, 1.0]]) == 1.0
 
 
 class TestRatio:

@@ -27,7 +27,7 @@ def specs(*metrics: Any) -> list[MetricSpec]:
 class TestTable:
     def test_it_has_every_promised_metric(self) -> None:
         promised = """acc acc_norm acc_bytes mc1 mc2 greedy_acc exact_match squad_exact_match squad_f1
-            rouge1 rouge2 rougeL rougeLsum bleu chrf bertscore_precision bertscore_recall bertscore_f1
+            pass@k rouge1 rouge2 rougeL rougeLsum bleu chrf bertscore_precision bertscore_recall bertscore_f1
             word_perplexity byte_perplexity bits_per_byte perplexity ece brier output_length empty_output
             bleu_max bleu_acc bleu_diff rouge1_max rouge1_acc rouge1_diff rouge2_max rouge2_acc rouge2_diff
             rougeL_max rougeL_acc rougeL_diff"""
@@ -106,8 +106,9 @@ class TestCheck:
 
     def test_every_metric_passes_for_each_of_its_tasks(self) -> None:
         for name, metric in METRICS.items():
+            of = {"k": 1, "of": "exact_match"} if name == "pass@k" else {}
             for task in metric.tasks:
-                check_metrics(task, specs(name))
+                check_metrics(task, specs({"metric": name, **of}, *(["exact_match"] if of else [])))
 
 
 class TestScoring:
@@ -185,7 +186,8 @@ class TestScoring:
             for i in range(5)
         ]
         for task, samples in (("generation", generated), ("multiple_choice", chosen), ("perplexity", read)):
-            names = [n for n, m in METRICS.items() if task in m.tasks and not n.startswith("bertscore")]
+            elsewhere = ("bertscore", "pass@k")
+            names = [n for n, m in METRICS.items() if task in m.tasks and not n.startswith(elsewhere)]
             score_samples(samples, specs(*names), ScoringSettings())
             rows = estimate_metrics(samples, specs(*names))
             assert [row.metric for row in rows] == names

@@ -1,7 +1,7 @@
 """docs/adding-a-benchmark.md, followed: its files load, give the items it shows, and name every field."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from eval_assets.suite.spec import (
 from eval_assets.suite.templates import FILTERS
 from eval_assets.tasks import task_for
 from resources.datasets import read_rows
-from resources.engines import LoglikelihoodRequest
+from resources.engines import ChatMessage, GenerationRequest, LoglikelihoodRequest, Sampling
 
 PAGE = SUITE_FOLDER.parent.parent / "docs" / "adding-a-benchmark.md"
 
@@ -43,7 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_pages_files_give_the_benchmark_that_it_promises(folder: Path) -> None:
     """A newcomer who copies the page's files must get a benchmark, not an error."""
-    assert sorted(path.name for path in folder.iterdir()) == ["capitals.csv", "capitals.yaml"]
+    files = ["capitals.csv", "capitals.yaml", "capitals_sampled.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     spec = load_suite(str(folder))["capitals"]
     normalized = normalize(spec, read_rows)
     assert len(normalized.items) == 12
@@ -60,6 +61,21 @@ def test_the_prompt_that_the_page_shows_is_the_one_that_a_model_is_shown(folder:
     named = re.findall(r"` (\w+)`", PAGE.read_text(encoding="utf-8"))
     assert requests == [LoglikelihoodRequest(shown, f" {choice}") for choice in named]
     assert len(requests) == 4
+
+
+def test_the_sampled_benchmark_asks_for_the_conversation_that_the_page_shows_ten_times(folder: Path) -> None:
+    spec = load_suite([folder])["capitals_sampled"]
+    item = normalize(spec, read_rows).items[0]
+
+    def template(messages: Sequence[ChatMessage]) -> str:
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+    requests = task_for(spec).requests(item, template)
+    shown = titled_blocks()["first conversation"]
+    assert requests == [
+        GenerationRequest(shown, (".", "\n"), 16, Sampling(0.8, 0.95, 0, 1234), draw) for draw in range(10)
+    ]
+    assert [metric.name for metric in spec.metrics] == ["exact_match", "pass@1", "pass@10"]
 
 
 def test_the_page_explains_every_field_and_filter_and_no_others() -> None:

@@ -18,6 +18,7 @@ from eval_assets.suite import (
     items_fingerprint,
     items_from_table,
     items_to_table,
+    load_suite,
     select_items,
 )
 from eval_assets.suite.items import ITEM_SCHEMA, content_id
@@ -41,6 +42,7 @@ ITEMS = st.builds(
     labels=st.lists(st.integers(0, 1), max_size=4).map(tuple),
     references=TEXTS,
     incorrect_references=TEXTS,
+    prefill=TEXT,
 )
 ITEM = Item(
     sample_id="0" * 16,
@@ -56,7 +58,12 @@ ITEM = Item(
     labels=(0, 1),
     references=("r",),
     incorrect_references=("w",),
+    prefill="p",
 )
+RECORDED_FINGERPRINTS = {
+    "gsm8k": "cfa7964034b903d0b7d99a0ae96d26f01b3618fe0ba1b9d0b14f7154888e0030",
+    "mmlu": "8d6d2ddaefb8c04dab30d871519c76e8af294c02e8b6ba50d77fa78ae48770ac",
+}
 CHANGES: dict[str, Any] = {
     "group": "h",
     "cluster": None,
@@ -69,6 +76,7 @@ CHANGES: dict[str, Any] = {
     "labels": (1, 1),
     "references": ("r", "r2"),
     "incorrect_references": (),
+    "prefill": "",
 }
 
 
@@ -108,7 +116,7 @@ def test_every_part_of_the_content_is_in_the_id_and_few_shot_examples_are_not() 
             item.group,
         )
 
-    outside = {"cluster", "description", "system", "examples"}
+    outside = {"cluster", "description", "system", "examples", "prefill"}
     for field, value in CHANGES.items():
         changed = dataclasses.replace(ITEM, **{field: value})
         assert (id_of(changed) == id_of(ITEM)) == (field in outside), field
@@ -150,9 +158,42 @@ def test_how_an_answer_is_generated_and_extracted_is_in_the_fingerprint(build: B
         {"generation": {"stop": ["."]}},
         {"metrics": [{"metric": "exact_match", "ignore_case": True}]},
         {"metrics": [{"metric": "exact_match", "extract": {"regex": "x"}}]},
+        {"metrics": ["exact_match", {"metric": "pass@k", "of": "exact_match", "k": 1}]},
+        *(
+            {"generation": DRAWN, "metrics": ["exact_match", "squad_exact_match", {**PASS, **option}]}
+            for option in ({}, {"k": 2}, {"of": "squad_exact_match"})
+        ),
+        *({"generation": {"temperature": 0.8, **more}} for more in SAMPLING),
     )
-    for change in changes:
-        assert items_fingerprint(build(ANSWER, **change), [ITEM]) != before, change
+    prints = [items_fingerprint(build(ANSWER, **change), [ITEM]) for change in changes]
+    assert len({before, *prints}) == len(changes) + 1
+
+
+DRAWN = {"temperature": 0.8, "outputs": 2}
+PASS = {"metric": "pass@k", "name": "pass", "of": "exact_match", "k": 1}
+SAMPLING: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.9},
+    {"top_p": 0.95},
+    {"top_k": 40},
+    {"seed": 1},
+    {"outputs": 10},
+)
+
+
+def test_a_benchmark_keeps_its_fingerprint_when_fields_are_added_that_it_does_not_use() -> None:
+    """Another fingerprint here means that an upgrade evaluates every model again for nothing.
+
+    If you changed one of these two benchmarks on purpose, put the new value here.
+    """
+    plain = dataclasses.replace(ITEM, prefill="")
+    found = {key: items_fingerprint(load_suite()[key], [plain]) for key in RECORDED_FINGERPRINTS}
+    assert found == RECORDED_FINGERPRINTS
+
+
+def test_items_from_before_there_was_a_prefill_are_still_read() -> None:
+    plain = dataclasses.replace(ITEM, prefill="")
+    assert items_from_table(items_to_table([plain]).drop_columns(["prefill"])) == (plain,)
 
 
 def test_what_only_describes_a_benchmark_is_not_in_the_fingerprint(build: Build) -> None:

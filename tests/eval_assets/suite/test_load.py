@@ -1,5 +1,6 @@
 """Benchmark files: what is accepted, merged, and how each mistake is said."""
 
+import math
 import os
 import subprocess
 import sys
@@ -46,6 +47,14 @@ def refusal(folder: Path, document: dict[str, Any] | str, name: str = "quiz.yaml
     assert "\n" not in message
     assert str(path) in message
     return message
+
+
+def pass_at(k: object, *more: str, of: str | None = "exact_match") -> dict[str, Any]:
+    """The fields of a benchmark with ten outputs an item and pass@k; None leaves a field out."""
+    metric = {
+        name: value for name, value in {"metric": "pass@k", "k": k, "of": of}.items() if value is not None
+    }
+    return {"generation": {"temperature": 0.8, "outputs": 10}, "metrics": ["exact_match", metric, *more]}
 
 
 def test_the_suite_holds_the_benchmarks_that_the_readme_promises() -> None:
@@ -200,6 +209,26 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         (CHOICE, {"generation": {"max_new_tokens": 5}}, "'generation' is for task generation"),
         (ANSWER, {"choices": "a"}, "'choices' is for task multiple_choice"),
         (ANSWER, {"generation": {"stop": [""]}}, "generation.stop[0]: "),
+        (ANSWER, {"generation": {"temperature": -0.5}}, "generation.temperature: "),
+        (ANSWER, {"generation": {"temperature": math.nan}}, "generation.temperature: "),
+        (ANSWER, {"generation": {"temperature": 1, "top_p": 0}}, "generation.top_p: "),
+        (ANSWER, {"generation": {"temperature": 1, "outputs": 0}}, "generation.outputs: "),
+        (ANSWER, {"generation": {"outputs": 10}}, "generation: 'outputs' needs a 'temperature' above 0"),
+        (ANSWER, {"generation": {"temperature": 0, "top_p": 0.9}}, "'top_p' needs a 'temperature' above 0"),
+        (ANSWER, {"generation": {"seed": 1}}, "generation: 'seed' needs a 'temperature' above 0"),
+        (ANSWER, {"chat": {"prefill": "{{"}}, "chat.prefill: not a valid Jinja2 template"),
+        (
+            ANSWER,
+            pass_at(11),
+            "quiz.yaml: metrics: 'pass@11': k is 11, but generation.outputs is 10; ask for",
+        ),
+        (ANSWER, pass_at("ten"), "metrics[1].k: "),
+        (ANSWER, pass_at(None), "metric 'pass@k' needs 'k', such as {metric: pass@k, k: 1"),
+        (ANSWER, pass_at(1, of=None), "metric 'pass@k' needs 'of', such as"),
+        (ANSWER, pass_at(1, of="exact"), "calls an output right or wrong (exact_match), not 'exact'"),
+        (ANSWER, pass_at(1, of="pass@1"), "right or wrong (exact_match), not 'pass@1'"),
+        (ANSWER, pass_at(1, "squad_f1", of="squad_f1"), "right or wrong (exact_match), not 'squad_f1'"),
+        (ANSWER, {"metrics": [{"metric": "exact_match", "k": 1}]}, "'exact_match' has no option 'k'"),
         (
             ANSWER,
             {"metrics": [{"metric": "exact_match", "extract": {"regex": "("}}]},
@@ -256,6 +285,25 @@ def test_every_mistake_in_a_file_is_one_line_with_field_and_rule(
 
 def test_several_mistakes_are_counted(tmp_path: Path) -> None:
     assert refusal(tmp_path, {**CHOICE, "titel": "x", "limit": 0}).endswith("(and 1 more)")
+
+
+def test_pass_at_k_is_called_by_its_k_and_may_be_the_primary_metric(tmp_path: Path) -> None:
+    fields = pass_at(10)
+    fields["metrics"] += [{"metric": "pass@k", "k": 5, "of": "exact_match", "name": "one_of_five"}]
+    write(tmp_path, "quiz.yaml", {**ANSWER, **fields, "primary_metric": "pass@10"})
+    names = [metric.name for metric in load_suite([tmp_path])["quiz"].metrics]
+    assert names == ["exact_match", "pass@10", "one_of_five"]
+
+
+def test_a_greedy_benchmark_can_be_extended_to_a_sampled_one_and_back(tmp_path: Path) -> None:
+    sampled = {"extends": "gsm8k", "generation": {"temperature": 0.8, "outputs": 4}}
+    write(tmp_path, "sampled.yaml", sampled)
+    greedy = {"extends": "sampled", "generation": {"temperature": None, "outputs": None}}
+    write(tmp_path, "greedy.yaml", greedy)
+    suite = load_suite([tmp_path])
+    assert suite["sampled"].generation.stop == suite["gsm8k"].generation.stop
+    assert suite["sampled"].generation.outputs == 4
+    assert suite["greedy"].generation == suite["gsm8k"].generation
 
 
 def test_a_metric_is_called_by_its_own_name_unless_it_is_given_one(tmp_path: Path) -> None:

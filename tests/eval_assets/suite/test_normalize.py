@@ -43,6 +43,28 @@ def test_description_and_system_prompt_are_templates_over_the_row(normalized: No
     assert (item.description, item.system) == ("About space.\n\n", "You know space.")
 
 
+def test_a_prefill_is_a_template_over_the_row_and_begins_the_answers_of_examples(
+    normalized: Normalized,
+) -> None:
+    """As lm_eval's gen_prefix: an example that doesn't show it teaches the model another way to answer."""
+    rows = [{"question": q, "answers": [a], "unit": u} for q, a, u in (("Q1", "7", "km"), ("Q2", "\n8", "m"))]
+    chat = {"prefill": "In {{unit}}:"}
+    first, second = normalized(rows, ANSWER, chat=chat, fewshot={"n": 1}).items
+    assert (first.prefill, second.prefill) == ("In km:", "In m:")
+    assert [example.answer for example in (*first.examples, *second.examples)] == ["In m:\n8", "In km: 7"]
+
+
+def test_examples_that_are_written_out_are_shown_as_they_are(normalized: Normalized) -> None:
+    written = {"examples": [{"query": "Q1", "answer": "In km: 7"}]}
+    [item] = normalized([SOLVED], ANSWER, chat={"prefill": "In km:"}, fewshot=written).items
+    assert item.examples[0].answer == "In km: 7"
+
+
+def test_a_prefill_that_names_a_missing_column_is_said(normalized: Normalized) -> None:
+    message = refusal(normalized, [SOLVED], ANSWER, chat={"prefill": "{{unit}}"})
+    assert "chat.prefill: there is no column 'unit'" in message
+
+
 def test_references_may_be_one_text_a_number_or_a_list(normalized: Normalized) -> None:
     for value, references in (("x", ("x",)), (["x", "y"], ("x", "y")), (7, ("7",)), (["", "x"], ("", "x"))):
         [item] = normalized([{**SOLVED, "answers": value}], ANSWER).items

@@ -5,12 +5,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_assets.suite import BenchmarkSpec, Example, Item
 from eval_assets.tasks import task_for
+from eval_assets.tasks.prompts import chat_messages
 from resources.engines import (
     ChatMessage,
     GenerationRequest,
@@ -21,9 +23,10 @@ from resources.engines import (
     Result,
     RollingRequest,
     RollingResult,
+    Sampling,
 )
 from resources.errors import UserError
-from resources.records import Sample
+from resources.records import SAMPLE_SCHEMA, Output, Sample
 
 ITEM = Item(
     sample_id="0123456789abcdef",
@@ -103,6 +106,21 @@ def test_generation_asks_with_the_benchmarks_parameters() -> None:
     assert (request.stop, request.max_new_tokens) == (("\n", "Q:"), 7)
 
 
+def test_without_a_temperature_one_output_is_asked_for_and_decoded_greedily() -> None:
+    [request] = requests(spec("generation", generation={"temperature": 0}))
+    assert isinstance(request, GenerationRequest)
+    assert (request.sampling, request.draw) == (None, 0)
+
+
+def test_each_output_of_an_item_is_a_request_with_a_draw_of_its_own() -> None:
+    """Draws that share their number are the same text ten times, and pass@10 is pass@1."""
+    sampling = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "seed": 7, "outputs": 3}
+    asked = requests(spec("generation", generation={**sampling, "stop": ["\n", "Q:"], "max_new_tokens": 5}))
+    shown = "Answer.\n\n" + FEWSHOT + "Q: 2+2?\nA:"
+    drawn = Sampling(0.8, 0.95, 40, 7)
+    assert asked == [GenerationRequest(shown, ("\n", "Q:"), 5, drawn, draw) for draw in range(3)]
+
+
 def test_a_text_is_read_from_its_start_or_after_a_prompt() -> None:
     assert requests(spec("perplexity")) == [RollingRequest("four")]
     item = dataclasses.replace(ITEM, description="", examples=())
@@ -156,6 +174,61 @@ def test_under_a_chat_template_a_choice_starts_at_once_and_a_text_keeps_its_deli
     assert text.continuation == " four"
 
 
+PREFILLED = dataclasses.replace(
+    ITEM,
+    description="",
+    examples=(Example("Q: 1+1?\nA:", "It is two"), Example("Q: 1+2?\n", "It is three")),
+    prefill="It is",
+)
+
+
+@pytest.mark.parametrize(
+    ("as_turns", "conversation"),
+    [
+        (
+            True,
+            [
+                ("user", "Q: 1+1?\nA:"),
+                ("assistant", "It is two"),
+                ("user", "Q: 1+2?\n"),
+                ("assistant", "It is three"),
+                ("user", "Q: 2+2?\nA:"),
+                ("assistant", "It is"),
+            ],
+        ),
+        (
+            False,
+            [
+                ("user", "Q: 1+1?\nA: It is two\n\nQ: 1+2?\nIt is three\n\nQ: 2+2?\nA:"),
+                ("assistant", "It is"),
+            ],
+        ),
+    ],
+)
+def test_a_prefill_is_a_last_turn_of_the_assistants(
+    as_turns: bool, conversation: list[tuple[str, str]]
+) -> None:
+    """What lm_eval 0.4.13's build_qa_turn and multiturn_to_singleturn give for a gen_prefix; with another
+    conversation a benchmark that begins the answer can't be compared with published scores."""
+    benchmark = spec("generation", chat={"prefill": "It is", "fewshot_as_turns": as_turns})
+    messages = chat_messages(benchmark, PREFILLED)
+    assert [(message["role"], message["content"]) for message in messages] == conversation
+    assert prompt(benchmark, PREFILLED, template) == template(messages)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "choice"), [("It is", " four"), ("It is:\n", "four"), ("```", " four"), ("", "four")]
+)
+def test_a_choice_follows_a_prefill_after_the_delimiter_unless_white_space_is_there(
+    prefill: str, choice: str
+) -> None:
+    """The harness's rule (construct_requests); "isfour" is a word that no model expects."""
+    item = dataclasses.replace(ITEM, prefill=prefill)
+    first = requests(spec("multiple_choice", chat={"prefill": "p"}), item, template)[0]
+    assert isinstance(first, LoglikelihoodRequest)
+    assert first.continuation == choice
+
+
 def test_a_model_without_a_chat_template_is_said_in_one_line() -> None:
     with pytest.raises(UserError, match=r"quiz: .* chat template and the model has none"):
         requests(spec("generation", chat={}), chat=None)
@@ -193,6 +266,48 @@ def test_a_generation_sample_keeps_the_output_as_it_came() -> None:
     assert (sample.output, sample.finish_reason) == (" four \n", "length")
     assert (sample.prompt_tokens, sample.output_tokens, sample.truncated_tokens) == (30, 9, 2)
     assert sample.loglikelihoods == ()
+
+
+THREE_OUTPUTS = {"generation": {"temperature": 1.0, "outputs": 3}}
+THREE = [
+    GenerationResult(" four", "stop", 30, 2, 1),
+    GenerationResult("", "eos", 30, 1, 1),
+    GenerationResult(" five six", "length", 30, 16, 1),
+]
+
+
+def test_a_sample_keeps_all_outputs_in_the_order_of_their_draws() -> None:
+    sample = sampled(spec("generation", **THREE_OUTPUTS), THREE)
+    assert sample.outputs == (
+        Output(" four", "stop", 2),
+        Output("", "eos", 1),
+        Output(" five six", "length", 16),
+    )
+    assert (sample.output, sample.finish_reason) == (" four", "stop")
+    assert (sample.prompt_tokens, sample.output_tokens, sample.truncated_tokens) == (30, 19, 1)
+
+
+def test_one_output_that_is_not_a_number_makes_the_sample_an_error() -> None:
+    """A mean over the outputs that happened to work is a number that nobody can compare."""
+    results = [THREE[0], GenerationResult("", "nan", 30, 0, 1), THREE[2]]
+    assert "NaN" in (sampled(spec("generation", **THREE_OUTPUTS), results).error or "")
+
+
+def test_a_sample_with_several_outputs_survives_the_way_through_parquet() -> None:
+    sample = sampled(spec("generation", **THREE_OUTPUTS), THREE)
+    for number, output in enumerate(sample.outputs):
+        output.scores = {"exact_match": float(number == 0), "pass@1": 1 / 3}
+    table = pa.Table.from_pylist([sample.as_row()], schema=SAMPLE_SCHEMA)
+    back = Sample.from_row(table.to_pylist()[0])
+    assert back.outputs == sample.outputs
+    assert back.as_row() == sample.as_row()
+
+
+def test_a_row_from_before_there_were_several_outputs_is_still_read() -> None:
+    """A team's evaluations of last month must open after an upgrade."""
+    row = sampled(spec("generation"), [GenerationResult("x", "stop", 1, 1, 0)]).as_row()
+    del row["outputs"]
+    assert Sample.from_row(row).outputs == ()
 
 
 def test_a_perplexity_sample_has_one_value_and_no_prompt_or_the_prompt_that_was_shown() -> None:
