@@ -1,26 +1,31 @@
 """``python -m eval_assets``: register models, evaluate them, look at the results."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 import click
 
+from resources import interrupts
 from resources.errors import UserError
 
 
 class _OneLineErrors(click.Group):
-    """Prints what a user can put right as one line, and exits with status 2."""
+    """Prints what a user can put right as one line, and exits with status 2; 130 or 143 if told to end."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            # What Ctrl-C does, done for SIGTERM, too; Dagster does the same while it executes a run.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+            with interrupts.watching():
+                return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("\ninterrupted: what is finished is kept; run it again to go on", err=True)
-            sys.exit(130)
+            sys.exit(interrupts.exit_status())
 
 
 @click.group(cls=_OneLineErrors)

@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from eval_assets.benchmarks import stored_benchmark
-from eval_assets.evaluator import Outcome, Progress, cell_for, evaluate
+from eval_assets.evaluator import Outcome, cell_for, evaluate
 from eval_assets.events import record_materialization
 from eval_assets.gates import check_cell, check_specs, record_checks
 from eval_assets.metrics import ScoringSettings
 from eval_assets.model_versions import recorded
 from eval_assets.partitions import cell_key, cells_of_run, grid
+from eval_assets.progress import Progress
 from eval_assets.tasks import SCORING_VERSION
+from resources import interrupts
 from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Sample
@@ -26,6 +29,8 @@ from resources.settings import Settings
 LOG_SECONDS = 10.0
 FORCE_TAG = "eval/force"
 """On a run: evaluate its cells again although they are committed."""
+INTERRUPTED_TAG = "eval/interrupted"
+"""On a run that was told to end before it was done: by which signal."""
 
 _listeners: list[Callable[[Progress], None]] = []
 
@@ -64,12 +69,13 @@ _COLUMNS = {
     "loglikelihoods": "Of each choice, in nats, summed over its tokens.",
     "choice_tokens": "Length of each choice in tokens.",
     "is_greedy": "Whether each choice is what greedy decoding would write.",
-    "output": "What the model wrote.",
+    "output": "What the model wrote; the first of several outputs.",
     "finish_reason": "Why it stopped writing.",
     "prompt_tokens": "Tokens of the prompt.",
-    "output_tokens": "Tokens written.",
+    "output_tokens": "Tokens written, in all outputs.",
     "truncated_tokens": "Tokens cut off because the input was longer than the context.",
-    "scores": "The sample's value of each metric.",
+    "outputs": "All outputs, where several were drawn: each with its finish reason, tokens and scores.",
+    "scores": "The sample's value of each metric; of several outputs the mean.",
     "error": "Why the item could not be scored.",
 }
 
@@ -123,6 +129,21 @@ def evaluation(
 ) -> Iterator[dg.Output[None]]:
     """Evaluate the run's cells, model by model; a cell that fails takes no other with it."""
     yield from ()
+    try:
+        with interrupts.watching():
+            _evaluate_cells(context, registry, store, engines)
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
+        signal = interrupts.received()
+        context.instance.add_run_tags(
+            context.run.run_id, {INTERRUPTED_TAG: signal.name if signal else "cancelled"}
+        )
+        raise
+
+
+def _evaluate_cells(
+    context: dg.AssetExecutionContext, registry: Registry, store: ResultsStore, engines: EngineResource
+) -> None:
     force = context.run.tags.get(FORCE_TAG) == "true"
     failed: dict[str, str] = {}
     for run_cell in cells_of_run(context):
@@ -185,6 +206,7 @@ class _Cell:
             run_id=context.run.run_id,
             revision=self._settings.git_revision,
             on_progress=_Reporter(context),
+            on_warning=context.log.warning,
         )
         samples = self._store.samples(outcome.record)
         partition = cell_key(cell.dataset, cell.model)
@@ -215,11 +237,7 @@ class _Reporter:
         if now - self._logged_at < LOG_SECONDS:
             return
         self._logged_at = now
-        tokens = progress.prompt_tokens + progress.output_tokens
-        self._context.log.info(
-            f"{progress.cell.model} on {progress.cell.dataset}: {progress.done}/{progress.total} samples, "
-            f"{tokens / max(progress.seconds, 1e-9):,.0f} tokens/s"
-        )
+        self._context.log.info(progress.line())
 
 
 def _summary(outcome: Outcome) -> str:
@@ -259,12 +277,14 @@ def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> Ma
         "computed_by": dg.MetadataValue.dagster_run(record["run_id"]),
         "reused": outcome.reused,
         "seconds": round(seconds, 1),
-        "samples_per_second": round(record["samples"] / max(seconds, 1e-9), 2),
+        "samples_per_second": round((record["samples"] - record["samples_resumed"]) / max(seconds, 1e-9), 2),
+        "interruptions": record["interruptions"],
         "prompt_tokens": record["prompt_tokens"],
         "output_tokens": record["output_tokens"],
         "peak_memory_bytes": record["peak_memory_bytes"],
         "evaluation_id": record["evaluation_id"],
         "fingerprint": record["fingerprint"],
+        "content_digest": record["content_digest"],
     }
 
 

@@ -9,11 +9,10 @@ import hashlib
 import json
 import math
 import platform
-import resource
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,18 +20,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+from eval_assets.asking import answers
 from eval_assets.metrics import METRICS, ScoringSettings, estimate_metrics, score_samples
+from eval_assets.progress import Meter, Progress, work_of
 from eval_assets.suite.items import Item
 from eval_assets.suite.spec import BenchmarkSpec
-from eval_assets.tasks import SCORING_VERSION, task_for
-from resources.engines import (
-    Engine,
-    GenerationRequest,
-    LoglikelihoodRequest,
-    Request,
-    Result,
-    RollingRequest,
-)
+from eval_assets.tasks import SCORING_VERSION
+from resources import interrupts
+from resources.engines import Engine, Step
 from resources.records import Estimate, MetricRow, Sample
 from resources.registries import ModelVersion
 from resources.registries.files import digest_of, model_files, read_facts
@@ -40,6 +35,7 @@ from resources.results import AlreadyCommittedError, Cell, EvaluationWriter, Res
 
 FLUSH_SAMPLES = 200
 FLUSH_SECONDS = 30.0
+REPORT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +47,6 @@ class Benchmark:
     items: Sequence[Item]
     available: int
     """Items that the benchmark has; more than `items` under a limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a cell is. `work` is in characters shown to the model, a stand-in for time."""
-
-    cell: Cell
-    done: int
-    total: int
-    work_done: int
-    work_total: int
-    prompt_tokens: int
-    """Tokens read, those of scored continuations included; a context shared by choices counts once."""
-    output_tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +87,6 @@ def _encoder_identity(spec: BenchmarkSpec, scoring: ScoringSettings) -> list[Any
     return [digest_of(facts), scoring.bertscore_layers]
 
 
-def work_of(item: Item) -> int:
-    """Characters that the model reads and writes for an item; what progress is measured in."""
-    shown = (
-        len(item.description)
-        + len(item.query)
-        + sum(len(example.query) + len(example.answer) for example in item.examples)
-    )
-    if item.choices:
-        return shown * len(item.choices) + sum(map(len, item.choices))
-    return shown + sum(len(text) for text in item.references[:1]) + 1
-
-
 def evaluate(
     cell: Cell,
     model: ModelVersion,
@@ -130,6 +99,7 @@ def evaluate(
     run_id: str = "",
     revision: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Evaluate a cell, or reuse its committed evaluation of the same fingerprint unless `force`.
 
@@ -138,12 +108,13 @@ def evaluate(
     """
     committed = None if force else store.committed(cell)
     if committed is not None:
+        store.tidy(committed)
         return Outcome(committed, reused=True)
     try:
         with store.writer(cell, force=force, owner=run_id) as writer:
-            record = _Evaluation(cell, model, benchmark, writer, scoring, run_id, revision, on_progress).run(
-                load_engine
-            )
+            record = _Evaluation(
+                cell, model, benchmark, writer, scoring, run_id, revision, on_progress, on_warning
+            ).run(load_engine)
     except AlreadyCommittedError:
         return Outcome(cast(dict[str, Any], store.committed(cell)), reused=True)
     return Outcome(record, reused=False)
@@ -160,8 +131,10 @@ class _Evaluation:
         run_id: str,
         revision: str | None,
         on_progress: Callable[[Progress], None],
+        on_warning: Callable[[str], None],
     ) -> None:
         self.cell = cell
+        self.name = f"{cell.model} on {cell.dataset}"
         self.model = model
         self.benchmark = benchmark
         self.writer = writer
@@ -169,108 +142,146 @@ class _Evaluation:
         self.run_id = run_id
         self.revision = revision
         self.on_progress = on_progress
-        self.seconds = {"load": 0.0, "model": 0.0, "score": 0.0}
+        self.on_warning = on_warning
+        self.meter = Meter()
         self.started = datetime.now(UTC)
         self.items = {item.sample_id: item for item in benchmark.items}
-        self.samples = {s.sample_id: s for s in writer.finished() if s.sample_id in self.items}
+        finished, self.damaged = writer.finished()
+        for name in self.damaged:
+            on_warning(f"{self.name}: progress part {name} is damaged: its samples are computed again")
+        self.samples = {sample.sample_id: sample for sample in finished}
         self.resumed = len(self.samples)
-        self.unsaved: list[Sample] = []
-        self.flushed_at = time.monotonic()
-        self.prompt_tokens = self.output_tokens = 0
         self.work_total = sum(work_of(item) for item in benchmark.items)
-        self.work_done = sum(work_of(self.items[sample_id]) for sample_id in self.samples)
+        self.work_resumed = sum(work_of(self.items[sample_id]) for sample_id in self.samples)
+        self.work_done = self.work_resumed
+        self.unsaved: list[Sample] = []
+        self.saved = self.resumed
+        self.began_at = self.flushed_at = self.reported_at = time.monotonic()
+        self.flush_cost = 0.0
+        self.ending = threading.Lock()
 
     def run(self, load_engine: Callable[[], Engine]) -> dict[str, Any]:
-        todo = [item for item in self.benchmark.items if item.sample_id not in self.samples]
-        with self.timed("load"):
-            engine = load_engine()
-        self.report()
-        try:
-            for sample in self.answered(engine, todo):
-                self.finish(sample)
-        except BaseException:
-            # Also for an interrupt: what the model has answered is kept. A second error here would
-            # only hide the first.
-            with suppress(Exception):
-                self.flush()
-            raise
-        self.flush()
-        metrics = self.estimates()
-        record = self.record(engine, metrics)
-        return self.writer.commit(list(self.samples.values()), metrics, record)
+        with interrupts.last_words(lambda: self.end("told to end")):
+            try:
+                self.writer.begin()
+                with self.meter.timed("load"):
+                    engine = load_engine()
+                self.ask(engine)
+                ordered = self.scored()
+                metrics = estimate_metrics(ordered, self.benchmark.spec.metrics)
+                return self.writer.commit(ordered, metrics, self.record(engine, ordered, metrics))
+            except Exception as error:
+                self.end(f"{type(error).__name__}: {error}".splitlines()[0])
+                raise
+            except BaseException as error:
+                signal = interrupts.received()
+                self.end(f"interrupted ({signal.name if signal else type(error).__name__})")
+                raise
 
-    def answered(self, engine: Engine, items: Sequence[Item]) -> Iterator[Sample]:
-        """Samples with the model's answers, each as soon as its last request is answered."""
-        task = task_for(self.benchmark.spec)
-        template = engine.apply_chat_template if self.benchmark.spec.chat else None
-        requests: list[Request] = []
-        owners: list[tuple[int, int]] = []
-        asked: list[Sequence[Request]] = []
-        for number, item in enumerate(items):
-            asked.append(task.requests(item, template))
-            owners += [(number, position) for position in range(len(asked[-1]))]
-            requests += asked[-1]
-        answers: list[dict[int, Result]] = [{} for _ in items]
-        answering = _ask(engine, requests)
-        while True:
-            with self.timed("model"):
-                answer = next(answering, None)
-            if answer is None:
-                return
-            index, result = answer
-            number, position = owners[index]
-            answers[number][position] = result
-            if len(answers[number]) == len(asked[number]):
-                in_order = [answers[number][p] for p in range(len(asked[number]))]
-                answers[number] = {}
-                yield task.sample(items[number], asked[number], in_order)
+    def ask(self, engine: Engine) -> None:
+        """Have the model answer what no earlier run has."""
+        self.began_at = self.flushed_at = time.monotonic()
+        self.meter.start_model_time()
+        self.report()
+        engine.on_step = self.stepped
+        try:
+            for sample in answers(engine, self.benchmark.spec, self.benchmark.items, set(self.samples)):
+                self.meter.add_model_time()
+                self.finish(sample)
+                self.meter.start_model_time()
+        finally:
+            engine.on_step = _ignore
+        self.meter.add_model_time()
+        self.flush()
+        self.report()
+
+    def stepped(self, step: Step) -> None:
+        """Take in a pass of the model; a pass after which no sample ends may still be time to save some."""
+        self.meter.add(step)
+        if self.flush_is_due():
+            self.flush()
+        self.report_if_due()
+        self.meter.start_model_time()
 
     def finish(self, sample: Sample) -> None:
+        if not self.samples:
+            # What can't be scored here (no encoder, say) says so at the first answer, not after hours.
+            with self.meter.timed("score"):
+                score_samples([sample], self.benchmark.spec.metrics, self.scoring)
         self.samples[sample.sample_id] = sample
         self.unsaved.append(sample)
-        self.prompt_tokens += sample.prompt_tokens + sum(sample.choice_tokens)
-        self.output_tokens += sample.output_tokens
         self.work_done += work_of(self.items[sample.sample_id])
-        if len(self.unsaved) >= FLUSH_SAMPLES or time.monotonic() - self.flushed_at >= FLUSH_SECONDS:
+        if self.flush_is_due():
             self.flush()
-        self.report()
+        self.report_if_due()
+
+    def flush_is_due(self) -> bool:
+        """As often as costs less than 1 %, but a long run is not cut into more parts than it needs."""
+        now = time.monotonic()
+        wait = min(FLUSH_SECONDS, max(100 * self.flush_cost, (now - self.began_at) / 1000))
+        return bool(self.unsaved) and (len(self.unsaved) >= FLUSH_SAMPLES or now - self.flushed_at >= wait)
 
     def flush(self) -> None:
-        unsaved, self.unsaved = self.unsaved, []
-        with self.timed("score"):
-            score_samples(unsaved, self.benchmark.spec.metrics, self.scoring)
-            self.writer.append(unsaved)
+        start = time.monotonic()
+        with self.meter.timed("score"):
+            self.writer.append(self.unsaved)
+        self.saved += len(self.unsaved)
+        self.unsaved = []
         self.flushed_at = time.monotonic()
+        self.flush_cost = self.flushed_at - start
 
-    def estimates(self) -> list[MetricRow]:
-        with self.timed("score"):
-            return estimate_metrics(list(self.samples.values()), self.benchmark.spec.metrics)
+    def end(self, reason: str) -> None:
+        """Save what is finished and note why the run ends; a second error here would only hide the first."""
+        if not self.ending.acquire(blocking=False):
+            return  # the other thread is at it
+        with suppress(Exception):
+            self.flush()
+        with suppress(Exception):
+            self.writer.end(reason, self.saved)
+            self.on_warning(
+                f"{self.name}: {reason}; {self.saved} of {len(self.items)} samples are kept, "
+                "and the next run goes on from there"
+            )
+
+    def scored(self) -> list[Sample]:
+        """All samples in the order of their items, scored.
+
+        All at once: an encoder's numbers depend on what is in a batch, which must not depend on where an
+        earlier run stopped.
+        """
+        ordered = sorted(self.samples.values(), key=lambda sample: sample.index)
+        with self.meter.timed("score"):
+            score_samples(ordered, self.benchmark.spec.metrics, self.scoring)
+        return ordered
+
+    def report_if_due(self) -> None:
+        if time.monotonic() - self.reported_at >= REPORT_SECONDS:
+            self.report()
 
     def report(self) -> None:
+        self.reported_at = time.monotonic()
+        meter = self.meter
         self.on_progress(
             Progress(
                 self.cell,
                 len(self.samples),
                 len(self.items),
+                self.resumed,
                 self.work_done,
+                self.work_resumed,
                 self.work_total,
-                self.prompt_tokens,
-                self.output_tokens,
-                self.seconds["model"],
+                meter.prompt_tokens,
+                meter.output_tokens,
+                meter.sequences,
+                meter.memory_bytes,
+                meter.model_seconds,
             )
         )
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
-
-    def record(self, engine: Engine, metrics: Sequence[MetricRow]) -> dict[str, Any]:
-        spec = self.benchmark.spec
-        samples = self.samples.values()
+    def record(
+        self, engine: Engine, samples: Sequence[Sample], metrics: Sequence[MetricRow]
+    ) -> dict[str, Any]:
+        spec, meter = self.benchmark.spec, self.meter
         whole = {row.metric: row.estimate for row in metrics if row.group is None}
         errors = sum(sample.error is not None for sample in samples)
         return {
@@ -288,6 +299,8 @@ class _Evaluation:
             "items_available": self.benchmark.available,
             "samples": len(samples),
             "samples_resumed": self.resumed,
+            "interruptions": self.writer.interruptions,
+            "parts_discarded": len(self.damaged),
             "samples_with_error": errors,
             "samples_truncated": sum(sample.truncated_tokens > 0 for sample in samples),
             "prompt_tokens": sum(s.prompt_tokens + sum(s.choice_tokens) for s in samples),
@@ -296,8 +309,11 @@ class _Evaluation:
             "higher_is_better": metric_of(spec, spec.primary_metric).higher_is_better,
             "score": score_of(whole.get(spec.primary_metric)),
             "metrics": _jsonable({name: estimate.value for name, estimate in whole.items()}),
-            "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "seconds": {phase: round(seconds, 3) for phase, seconds in meter.seconds.items()},
+            "prompt_tokens_computed": meter.prompt_tokens,
+            "output_tokens_computed": meter.output_tokens,
+            "batch_sequences": meter.most_sequences,
+            "peak_memory_bytes": meter.peak_memory_bytes,
             "engine": dict(engine.description),
             "scoring_version": SCORING_VERSION,
             "packages": package_versions(),
@@ -321,11 +337,6 @@ def score_of(estimate: Estimate | None) -> dict[str, float | None] | None:
     return values
 
 
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts in bytes, Linux in KiB
-
-
 def _jsonable(values: Mapping[str, float | None]) -> dict[str, float | None]:
     """JSON has no NaN or infinity: such a value (a perplexity can overflow) is None and fails its check."""
     return {
@@ -333,17 +344,7 @@ def _jsonable(values: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def _ask(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:
-    """Give all requests of a cell to the operation that their class stands for."""
-    match requests[0] if requests else None:
-        case None:
-            return iter(())
-        case LoglikelihoodRequest():
-            return engine.loglikelihoods(cast(Sequence[LoglikelihoodRequest], requests))
-        case GenerationRequest():
-            return engine.generations(cast(Sequence[GenerationRequest], requests))
-        case RollingRequest():
-            return engine.rolling_loglikelihoods(cast(Sequence[RollingRequest], requests))
+def _ignore(_: Step) -> None: ...
 
 
 @cache

@@ -13,10 +13,12 @@ from eval_assets.automation import RowRequest, plan
 from eval_assets.benchmarks import is_current, stored_benchmark
 from eval_assets.definitions import definitions
 from eval_assets.evaluations import FORCE_TAG, scoring_settings
-from eval_assets.evaluator import Benchmark, cell_for, work_of
+from eval_assets.evaluator import Benchmark, cell_for
 from eval_assets.events import latest_materialization
 from eval_assets.model_versions import measured
 from eval_assets.partitions import DATASETS_TAG, SUITE, cell_key, grid, row_tags
+from eval_assets.progress import work_of
+from resources import interrupts
 from resources.engines.settings import EngineSettings, fingerprint_fields
 from resources.errors import UserError
 from resources.keys import ModelKey
@@ -180,6 +182,9 @@ class Runs:
         )
         if _was_interrupted(result):
             self.instance.report_run_canceled(result.dagster_run, "interrupted at the terminal")
+            raise KeyboardInterrupt
+        # Before an asset's code and after it, Dagster takes a signal and may do nothing about it.
+        if interrupts.asked_to_end():
             raise KeyboardInterrupt
         if not result.success:
             raise RunFailedError(f"run {result.run_id[:8]} of {job} failed: {_reason(result)}")

@@ -13,10 +13,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from eval_assets.automation import no_versions_message
-from eval_assets.evaluations import progress_to
-from eval_assets.evaluator import Progress as CellProgress
+from eval_assets.evaluations import LOG_SECONDS, progress_to
 from eval_assets.leaderboard import COLUMNS, leaderboard_rows
 from eval_assets.partitions import SUITE
+from eval_assets.progress import Progress as CellProgress
+from eval_assets.progress import time_left
 from resources.catalog import CATALOG, Catalog
 from resources.errors import UserError
 from resources.results import Cell, ResultsStore
@@ -186,7 +187,7 @@ def _say_where(store: str, seconds: float, models: Sequence[str], datasets: Sequ
 
 
 class _Bar:
-    """Cells, samples, tokens a second and time left; on a pipe, a line a cell."""
+    """All cells and the one at work; on a pipe a line every `LOG_SECONDS` and a line a cell."""
 
     def __init__(self, cells: int, samples: int, work: int) -> None:
         self._cells, self._samples = cells, samples
@@ -202,7 +203,7 @@ class _Bar:
             disable=not console.is_terminal,
         )
         self._task: TaskID = self._progress.add_task("starting", total=work, figures="")
-        self._resumed_work: dict[Cell, int] = {}
+        self._printed_at = time.monotonic()
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -218,35 +219,29 @@ class _Bar:
 
     def update(self, progress: CellProgress) -> None:
         """Take in how far a cell is."""
-        self._resumed_work.setdefault(progress.cell, progress.work_done)
         self._done[progress.cell] = progress
         done = self._done.values()
         finished = sum(p.done == p.total for p in done)
         samples = sum(p.done for p in done)
         work = sum(p.work_done for p in done)
-        tokens = progress.prompt_tokens + progress.output_tokens
         figures = (
             f"cell {min(finished + 1, self._cells)}/{self._cells}  {samples:,}/{self._samples:,} samples  "
-            f"{tokens / max(progress.seconds, 1e-9):,.0f} tokens/s  {self._left(work)}"
+            f"{self._left(work)}"
         )
-        self._progress.update(
-            self._task,
-            completed=work,
-            description=f"{progress.cell.model} {progress.cell.dataset}",
-            figures=figures,
-        )
-        if progress.done == progress.total and not console.is_terminal:
-            console.print(
-                f"{progress.cell.model} {progress.cell.dataset}: {progress.total} samples, {figures}"
-            )
+        self._progress.update(self._task, completed=work, description=progress.line(), figures=figures)
+        if console.is_terminal:
+            return
+        now = time.monotonic()
+        if progress.done == progress.total:
+            console.print(f"{progress.line()}  {figures}", markup=False)
+        elif now - self._printed_at >= LOG_SECONDS:
+            self._printed_at = now
+            console.print(progress.line(), markup=False)
 
     def _left(self, work: int) -> str:
-        new_work = work - sum(self._resumed_work.values())
-        if new_work <= 0:
-            return ""
-        total = self._progress.tasks[0].total or 0
-        seconds = (time.monotonic() - self._started) / new_work * (total - work)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+        resumed = sum(progress.work_resumed for progress in self._done.values())
+        total = int(self._progress.tasks[0].total or 0)
+        return time_left(time.monotonic() - self._started, work - resumed, total - work)
 
 
 def _print_result(result: duckdb.DuckDBPyConnection) -> None:

@@ -19,7 +19,7 @@ from resources.errors import UserError
 from resources.results import RECORD, CurrentInputs, ResultsStore
 
 CATALOG = "catalog.duckdb"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _EVALUATION_FIELDS = {
     "evaluation_id": pa.string(),
@@ -30,6 +30,7 @@ _EVALUATION_FIELDS = {
     "model_digest": pa.string(),
     "model_parameters": pa.int64(),
     "fingerprint": pa.string(),
+    "content_digest": pa.string(),
     "benchmark_version": pa.string(),
     "benchmark_fingerprint": pa.string(),
     "task": pa.string(),
@@ -40,10 +41,15 @@ _EVALUATION_FIELDS = {
     "items_available": pa.int64(),
     "samples": pa.int64(),
     "samples_resumed": pa.int64(),
+    "interruptions": pa.int64(),
+    "parts_discarded": pa.int64(),
     "samples_with_error": pa.int64(),
     "samples_truncated": pa.int64(),
     "prompt_tokens": pa.int64(),
     "output_tokens": pa.int64(),
+    "prompt_tokens_computed": pa.int64(),
+    "output_tokens_computed": pa.int64(),
+    "batch_sequences": pa.int64(),
     "primary_metric": pa.string(),
     "higher_is_better": pa.bool_(),
     "peak_memory_bytes": pa.int64(),
@@ -58,7 +64,7 @@ _ENGINE_FIELDS = {
     "threads": pa.int64(),
     "seed": pa.int64(),
 }
-_PHASES = ("load", "model", "score")
+_PHASES = ("load", "prefill", "decode", "score")
 _SCORE_FIELDS = ("value", "stderr", "ci_low", "ci_high")
 
 _TABLES = """
@@ -66,14 +72,15 @@ CREATE TABLE catalog_version AS SELECT $version::INTEGER AS version;
 CREATE TABLE evaluations ({evaluations});
 CREATE TABLE metrics (
     evaluation_id VARCHAR, dataset VARCHAR, model VARCHAR, metric VARCHAR, "group" VARCHAR,
-    value DOUBLE, stderr DOUBLE, ci_low DOUBLE, ci_high DOUBLE, n BIGINT);
+    value DOUBLE, stderr DOUBLE, ci_low DOUBLE, ci_high DOUBLE, n BIGINT, sampling_share DOUBLE);
 CREATE TABLE samples (
     evaluation_id VARCHAR, dataset VARCHAR, model VARCHAR, sample_id VARCHAR, "index" BIGINT,
     "group" VARCHAR, cluster VARCHAR, prompt VARCHAR, target INTEGER, choices VARCHAR[], labels TINYINT[],
     "references" VARCHAR[], incorrect_references VARCHAR[], loglikelihoods DOUBLE[],
     choice_tokens INTEGER[], is_greedy BOOLEAN[], output VARCHAR, finish_reason VARCHAR,
-    prompt_tokens INTEGER, output_tokens INTEGER, truncated_tokens INTEGER, scores MAP(VARCHAR, DOUBLE),
-    error VARCHAR);
+    prompt_tokens INTEGER, output_tokens INTEGER, truncated_tokens INTEGER,
+    outputs STRUCT("text" VARCHAR, finish_reason VARCHAR, tokens INTEGER, scores MAP(VARCHAR, DOUBLE))[],
+    scores MAP(VARCHAR, DOUBLE), error VARCHAR);
 CREATE TABLE current_models (model VARCHAR, digest VARCHAR);
 CREATE TABLE current_benchmarks (dataset VARCHAR, fingerprint VARCHAR);
 """
@@ -264,8 +271,9 @@ class Catalog:
         connection.unregister("new_evaluations")
         scheme = "" if self._store.is_local else f"{self._store.scheme}://"
         for table in ("metrics", "samples"):
+            # By name: files of earlier versions have fewer columns.
             connection.execute(
-                f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet($files)",
+                f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet($files, union_by_name := true)",
                 {"files": [f"{scheme}{folder}/{table}.parquet" for folder in folders]},
             )
 

@@ -1,9 +1,14 @@
-"""One writer at a time, without a lock server: a file that its owner keeps touching.
+"""One writer at a time, without a lock server: a file that says who, and one that its owner keeps changing.
 
-A lease is a small JSON file, created exclusively, in which its owner counts upwards. Whoever finds one
-watches the *count*, never a timestamp, so that clocks that differ between machines don't matter: a count
-that moves belongs to a living owner, one that stands still for `PATIENCE_SECONDS` to a dead one. On the
-owner's own machine a process that is gone is noticed at once.
+A lease is a small JSON file, created exclusively and never changed; beside it its owner counts upwards in a
+file of its own. Whoever finds a lease watches the *count*, never a timestamp, so that clocks that differ
+between machines don't matter: a count that moves belongs to a living owner, one that stands still for
+`PATIENCE_SECONDS` to a dead one, whose lease is taken over. On the owner's own machine a process that is gone
+is noticed at once.
+
+An owner that only slept that long (a stopped process, a machine without a network) is not told. It has to
+look before it writes: `Lease.check`. Its count is named after its own token, so that waking up it can't make
+the lease its own again by going on to count.
 """
 
 import json
@@ -12,6 +17,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +28,18 @@ from resources.errors import UserError
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
 _LOOK_SECONDS = 0.25
+_UNREADABLE = {"token": "", "host": "", "pid": 0, "owner": ""}
 
 
 class Lease:
     """A held lease; `release` gives it back. Made by `Lease.acquire`."""
 
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, Any]) -> None:
+    def __init__(
+        self, filesystem: fsspec.AbstractFileSystem, path: str, what: str, state: dict[str, Any]
+    ) -> None:
         self._filesystem = filesystem
         self._path = path
+        self._what = what
         self._state = state
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -49,50 +59,69 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "owner": owner,
-            "beat": 0,
         }
         while True:
             if _create(filesystem, path, state):
-                return cls(filesystem, path, state)
+                return cls(filesystem, path, what, state)
             holder = _read(filesystem, path)
             if holder is None:
                 continue
             if not _is_dead(filesystem, path, holder):
                 raise UserError(
-                    f"{what} is being evaluated by another process (pid {holder['pid']} on {holder['host']}"
-                    f"{', ' + holder['owner'] if holder['owner'] else ''}); wait for it or end it first"
+                    f"{what} is being evaluated by another process ({_named(holder)}); "
+                    "wait for it or end it first"
                 )
             _remove(filesystem, path, holder)
+
+    @property
+    def name(self) -> str:
+        """The name of the lease's file."""
+        return self._path.rsplit("/", 1)[1]
+
+    def check(self) -> None:
+        """Raise UserError where another process has taken the lease over. Before every write."""
+        holder = _read(self._filesystem, self._path)
+        if holder is None or holder["token"] != self._state["token"]:
+            by = f"taken over by another process ({_named(holder)})" if holder else "removed"
+            raise UserError(
+                f"{self._what}: the lease of this process (pid {self._state['pid']}) was {by} after it had "
+                f"shown no life for {PATIENCE_SECONDS:.0f} s; it writes nothing more, and the finished "
+                "samples are kept"
+            )
 
     def release(self) -> None:
         """Give the lease back; whoever has taken it over meanwhile keeps it."""
         self._released.set()
         self._thread.join()
-        _remove(self._filesystem, self._path, self._state)
+        # A store that refuses even this has refused the writer before; the next one finds us gone.
+        with suppress(OSError):
+            _remove(self._filesystem, self._path, self._state)
 
     def _beat(self) -> None:
+        count = 0
         while not self._released.wait(BEAT_SECONDS):
-            holder = _read(self._filesystem, self._path)
-            if holder is None or holder["token"] != self._state["token"]:
-                return
-            self._state["beat"] += 1
-            try:
-                _replace(self._filesystem, self._path, self._state)
-            except OSError:
-                # A full disk or an unreachable store: the writer itself will meet it and say so.
-                continue
+            count += 1
+            # A full disk or an unreachable store: the writer itself will meet it and say so.
+            with suppress(OSError):
+                self._filesystem.pipe_file(_count_path(self._path, self._state), str(count).encode())
+
+
+def _named(holder: dict[str, Any]) -> str:
+    owner = f", {holder['owner']}" if holder["owner"] else ""
+    return f"pid {holder['pid']} on {holder['host']}{owner}"
 
 
 def _is_dead(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, Any]) -> bool:
     if holder["host"] == socket.gethostname() and not process_exists(holder["pid"]):
         return True
     deadline = time.monotonic() + PATIENCE_SECONDS
+    seen = _count(filesystem, path, holder)
     while time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
         now = _read(filesystem, path)
         if now is None or now["token"] != holder["token"]:
             return now is None
-        if now["beat"] != holder["beat"]:
+        if _count(filesystem, path, holder) != seen:
             return False
     return True
 
@@ -112,10 +141,16 @@ def _is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     return "file" in filesystem.protocol
 
 
-def _temporary(path: str, state: dict[str, Any]) -> Path:
-    temporary = Path(f"{path}.{state['token']}")
-    temporary.write_text(json.dumps(state), encoding="utf-8")
-    return temporary
+def _count_path(path: str, holder: dict[str, Any]) -> str:
+    return f"{path}.{holder['token']}.count"
+
+
+def _count(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, Any]) -> bytes:
+    try:
+        filesystem.invalidate_cache()
+        return bytes(filesystem.cat_file(_count_path(path, holder)))
+    except FileNotFoundError:
+        return b""
 
 
 def _create(filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, Any]) -> bool:
@@ -124,33 +159,33 @@ def _create(filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, A
         if not _is_local(filesystem):
             filesystem.pipe_file(path, json.dumps(state).encode(), mode="create")
             return True
-        temporary = _temporary(path, state)
+        temporary = Path(f"{path}.{state['token']}")
         try:
-            Path(path).hardlink_to(temporary)  # unlike a rename, this fails where the file exists
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+            with suppress(FileNotFoundError):  # the owner has committed just now and tidied up
+                Path(path).hardlink_to(temporary)  # unlike a rename, this fails where the file exists
+                return True
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
     except FileExistsError:
         return False
-    return True
-
-
-def _replace(filesystem: fsspec.AbstractFileSystem, path: str, state: dict[str, Any]) -> None:
-    if _is_local(filesystem):
-        _temporary(path, state).replace(path)
-    else:
-        filesystem.pipe_file(path, json.dumps(state).encode())
+    return False
 
 
 def _read(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
     try:
-        state: dict[str, Any] = json.loads(filesystem.cat_file(path))
+        return {**_UNREADABLE, **json.loads(filesystem.cat_file(path))}
     except FileNotFoundError:
         return None
-    return state
+    except ValueError:
+        # A machine that lost its power can leave an empty file: nobody's, so nobody counts in it.
+        return _UNREADABLE
 
 
 def _remove(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, Any]) -> None:
     """Remove the lease if it is still the holder's: of several processes that try, one does."""
+    with suppress(FileNotFoundError):
+        filesystem.rm_file(_count_path(path, holder))
     current = _read(filesystem, path)
     if current is None or current["token"] != holder["token"]:
         return
@@ -166,4 +201,4 @@ def _remove(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, 
     if moved is not None and moved["token"] != holder["token"]:
         # Another process had taken it over between our look and our move: it gets its lease back.
         _create(filesystem, path, moved)
-    aside.unlink()
+    aside.unlink(missing_ok=True)

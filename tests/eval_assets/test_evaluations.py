@@ -1,23 +1,19 @@
 """The grid through real Dagster runs: rows, single cells, failures, retries, checks, cancellation."""
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
+import re
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from eval_assets import evaluations, evaluator
 from eval_assets.definitions import definitions
 from eval_assets.partitions import cell_key, row_tags
 from eval_assets.runs import RunFailedError, Runs
 from resources.engines.transformers_engine import TransformersEngine
+from resources.records import Sample
 from resources.settings import Settings
-from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 
 DATASETS = ["capitals", "capitals_written", "sentences"]
@@ -252,37 +248,47 @@ def test_row_tags_name_the_wanted_datasets_where_others_lie_between() -> None:
     assert "eval/datasets" not in row_tags("m@1", ["capitals", "capitals_written"])
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(project: Project) -> None:
-    """Ctrl-C, and Dagster's cancellation, which sends the same signal: at most a batch is lost."""
-    rows = "".join(f"Land {i},Town {i},A {i},B {i},C {i},Europe\n" for i in range(4000))
+def test_an_evaluation_resumed_with_another_batch_size_has_the_same_samples(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an out-of-memory kill people lower the batch size; their finished samples must still count."""
+    rows = "".join(f"Land {i},Town {i},A {i},B {i},C {i},Europe\n" for i in range(100))
     with (project.benchmarks / "capitals.csv").open("a") as file:
         file.write(rows)
+    monkeypatch.setenv("EVAL_BATCH_TOKENS", "256")
+    evaluate(project.registered("tiny@1"), ["tiny@1"], ["capitals"])
+    original = evaluator._Evaluation.finish
+
+    def interrupted(self: evaluator._Evaluation, sample: Sample) -> None:
+        original(self, sample)
+        if len(self.samples) == 50:
+            raise DagsterExecutionInterruptedError
+
+    monkeypatch.setattr(evaluator._Evaluation, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        project.runs().evaluate_cells("tiny@1", ["capitals"], force=True)
+    monkeypatch.setattr(evaluator._Evaluation, "finish", original)
+    monkeypatch.setenv("EVAL_BATCH_TOKENS", "64")
+    runs = project.runs()
+    runs.evaluate_cells("tiny@1", ["capitals"], force=True)
+    first, second = (record for _, record in runs.store.records())
+    assert (second["samples_resumed"], second["interruptions"]) == (50, 1)
+    for found, expected in zip(runs.store.samples(second), runs.store.samples(first), strict=True):
+        assert found.sample_id == expected.sample_id
+        assert found.loglikelihoods == pytest.approx(expected.loglikelihoods, abs=1e-4)
+
+
+def test_a_runs_log_says_how_far_it_is(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at a run in the UI must see whether it moves, how fast, and when it will be done."""
+    monkeypatch.setattr(evaluator, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(evaluations, "LOG_SECONDS", 0.0)
     runs = project.registered("tiny@1")
-    command = [
-        sys.executable, "-m", "eval_assets", "evaluate", "--models", "tiny@1", "--benchmarks", "capitals",
-    ]  # fmt: skip
-    environment = {**os.environ, "EVAL_BATCH_TOKENS": "256"}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        progress = Path(runs.store.root, "evaluations")
-        deadline = time.monotonic() + 120
-        while not list(progress.glob("**/part-*.parquet")):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.05)
-        asked_at = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=60)[0]
-        assert time.monotonic() - asked_at < 10, output
-    assert process.returncode == 130
-    assert "run it again to go on" in output
-    assert list(runs.store.records()) == []
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    ((_, record),) = runs.store.records()
-    assert record["samples"] == 4012
-    assert record["samples_resumed"] >= 200
-    samples = runs.store.samples(record)
-    assert len({sample.sample_id for sample in samples}) == 4012
-    assert not list(progress.glob("**/part-*.parquet"))
+    evaluate(runs, ["tiny@1"], ["capitals"])
+    messages = [entry.user_message for entry in instance.all_logs(instance.get_runs(limit=1)[0].run_id)]
+    line = (
+        r"tiny@1 on capitals: 12/12 samples, [\d.,]+ samples/s, [\d,]+ prompt tokens/s, "
+        r"[\d,]+ output tokens/s, 0:00 left, batch \d+, [\d.]+ GB"
+    )
+    assert any(re.fullmatch(line, message) for message in messages), messages

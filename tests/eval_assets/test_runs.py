@@ -9,6 +9,7 @@ import pytest
 from eval_assets.definitions import definitions
 from eval_assets.partitions import row_tags
 from eval_assets.runs import PROCESS_TAG
+from resources import interrupts
 from resources.settings import Settings
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
@@ -72,3 +73,14 @@ def test_cells_that_another_run_is_evaluating_are_left_to_it_and_said(
     assert "1 of 2 cells are being evaluated by other runs." in result.stdout
     assert "1 of 2 cells to evaluate" in result.stdout
     assert {record["dataset"] for _, record in project.runs().store.records()} == {"sentences"}
+
+
+def test_a_signal_that_dagster_took_and_forgot_still_ends_the_command(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that goes on with the next model after Ctrl-C has to be killed; what is done stays done."""
+    runs = project.runs()
+    monkeypatch.setattr(interrupts, "asked_to_end", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        runs.register(["tiny@1"])
+    assert instance.get_runs(limit=1)[0].status == dg.DagsterRunStatus.SUCCESS

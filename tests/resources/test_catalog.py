@@ -3,12 +3,13 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import statsmodels.api as sm
 
 from resources.catalog import Catalog
 from resources.errors import UserError
-from resources.records import Estimate, MetricRow, Sample
+from resources.records import Estimate, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
 
 
@@ -48,6 +49,14 @@ def commit(
         return writer.evaluation_id
 
 
+RECORD: dict[str, Any] = {
+    "model_name": "m", "model_version": "1", "model_digest": "d", "benchmark_fingerprint": "b",
+    "status": "valid", "primary_metric": "f1", "higher_is_better": True, "samples": 1, "items_available": 1,
+    "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:00:00+00:00",
+    "engine": {}, "seconds": {}, "score": None,
+}  # fmt: skip
+
+
 def query(catalog: Catalog, text: str) -> list[tuple[Any, ...]]:
     with catalog.connect() as connection:
         return connection.execute(text).fetchall()
@@ -74,6 +83,32 @@ def test_an_evaluation_removed_from_the_store_leaves_the_catalogue(store: Result
     next(Path(store.root).glob("evaluations/squad/m@1/*/evaluation.json")).unlink()
     assert catalog.refresh().removed == 1
     assert query(catalog, "SELECT DISTINCT model FROM samples") == [("m@2",)]
+
+
+def test_every_output_of_an_item_and_the_sampling_share_can_be_asked_for(store: ResultsStore) -> None:
+    outputs = (Output("four", "stop", 2, {"f1": 1.0}), Output("five", "length", 9, {"f1": 0.0}))
+    samples = [Sample("id0", 0, None, None, "p", output="four", outputs=outputs, scores={"f1": 0.5})]
+    with store.writer(Cell("squad", "m@1", "1" * 64)) as writer:
+        estimate = Estimate(0.5, 0.1, 0.0, 1.0, 1, sampling_share=0.25)
+        writer.commit(samples, [MetricRow("f1", None, estimate)], RECORD)
+    catalog = Catalog(store)
+    catalog.refresh()
+    found = query(catalog, "SELECT o.text, o.tokens, o.scores['f1'] FROM samples, unnest(outputs) AS u(o)")
+    assert found == [("four", 2, 1.0), ("five", 9, 0.0)]
+    assert query(catalog, "SELECT sampling_share FROM metrics") == [(0.25,)]
+
+
+def test_evaluations_of_earlier_versions_are_read_beside_todays(store: ResultsStore) -> None:
+    """An upgrade adds columns; what a team has committed before must stay on the leaderboard."""
+    for number in range(3):
+        commit(store, f"m@{number}", [1.0, 0.0])
+    for table, column in (("samples", "outputs"), ("metrics", "sampling_share")):
+        for path in sorted(Path(store.root).glob(f"evaluations/squad/m@*/*/{table}.parquet"))[:2]:
+            pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    catalog = Catalog(store)
+    assert catalog.refresh().total == 3
+    assert query(catalog, "SELECT count(*), count(outputs) FROM samples") == [(6, 2)]
+    assert query(catalog, "SELECT count(*) FROM metrics") == [(3,)]
 
 
 def test_an_unfinished_evaluation_is_in_no_view(store: ResultsStore) -> None:

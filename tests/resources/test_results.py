@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from resources.errors import UserError
 from resources.keys import key_of_segment, path_segment
 from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
 from resources.results import AlreadyCommittedError, Cell, ResultsStore
+from resources.writer import COMMITTED, content_digest
 
 CELL = Cell("hellaswag", "org/model@1", "ab" * 32)
 METRICS = [
@@ -63,8 +65,6 @@ def test_an_evaluation_exists_only_once_its_record_is_written(store: ResultsStor
 def test_samples_and_metrics_carry_their_evaluation(store: ResultsStore) -> None:
     with store.writer(CELL) as writer:
         writer.commit([sample(0)], METRICS, {})
-        import pyarrow.parquet as pq
-
         for name in ("samples", "metrics"):
             row = pq.read_table(f"{writer.path}/{name}.parquet").to_pylist()[0]
             assert (row["evaluation_id"], row["dataset"], row["model"]) == (
@@ -78,20 +78,21 @@ def test_the_next_writer_finds_what_a_killed_one_had_finished(store: ResultsStor
         writer.append([sample(2)])
         raise KeyboardInterrupt
     with store.writer(CELL) as writer:
-        assert sorted(s.index for s in writer.finished()) == [0, 1, 2]
+        assert sorted(s.index for s in writer.finished()[0]) == [0, 1, 2]
         writer.append([sample(3)])
-        assert sorted(s.index for s in writer.finished()) == [0, 1, 2, 3]
+        assert sorted(s.index for s in writer.finished()[0]) == [0, 1, 2, 3]
 
 
 def test_another_fingerprint_never_resumes_the_samples_of_the_first(store: ResultsStore) -> None:
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
     with store.writer(Cell(CELL.dataset, CELL.model, "cd" * 32)) as writer:
-        assert writer.finished() == []
+        assert writer.finished() == ([], [])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped"])
-def test_a_damaged_progress_part_is_thrown_away(store: ResultsStore, damage: str) -> None:
+def test_a_damaged_progress_part_is_put_aside_and_named(store: ResultsStore, damage: str) -> None:
+    """Read as if it were whole, it would bring wrong numbers; left out in silence, a failing disk goes on."""
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
         writer.append([sample(1)])
@@ -103,8 +104,13 @@ def test_a_damaged_progress_part_is_thrown_away(store: ResultsStore, damage: str
             content[len(content) // 2] ^= 1
         part.write_bytes(content)
     with store.writer(CELL) as writer:
-        assert [s.index for s in writer.finished()] == [1]
-        assert len(list(Path(writer.path, "progress").iterdir())) == 1
+        samples, damaged = writer.finished()
+        assert [s.index for s in samples] == [1]
+        assert damaged == [part.name]
+    with store.writer(CELL) as writer:  # a kill in between must not make it forgotten
+        assert writer.finished()[1] == [part.name]
+        writer.append([sample(0)])
+        assert sorted(s.index for s in writer.finished()[0]) == [0, 1]
 
 
 def test_a_committed_evaluation_is_not_written_again_unless_forced(store: ResultsStore) -> None:
@@ -141,7 +147,7 @@ def test_a_second_process_on_the_same_cell_gets_one_clear_line(store: ResultsSto
         other.kill()
         other.wait()
         with store.writer(CELL) as writer:  # a dead owner's lease is taken over at once
-            assert writer.finished() == []
+            assert writer.finished() == ([], [])
 
 
 def test_a_full_or_read_only_store_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
@@ -159,11 +165,55 @@ def test_files_of_the_store_can_be_read_by_other_users(store: ResultsStore) -> N
     assert json.loads(Path(store.root, "models", "m@1.json").read_text()) == {"digest": "x"}
 
 
+def test_the_digest_can_be_computed_from_the_files_of_an_evaluation(store: ResultsStore) -> None:
+    """Whoever gets only the Parquet files can tell whether they are what the record speaks of."""
+    scored = [sample(1, scores={"acc": 1}, loglikelihoods=[-1, -2.5]), sample(0, error="no")]
+    with store.writer(CELL) as writer:
+        record = writer.commit(scored, METRICS, {})
+        tables = [pq.read_table(f"{writer.path}/{name}.parquet") for name in ("samples", "metrics")]
+    assert content_digest(*tables) == record["content_digest"]
+    with store.writer(CELL, force=True) as writer:
+        again = writer.commit([Sample.from_row(row) for row in tables[0].to_pylist()], METRICS, {})
+    assert again["content_digest"] == record["content_digest"]
+    with store.writer(CELL, force=True) as writer:
+        other = writer.commit([scored[0], sample(0, error="another")], METRICS, {})
+    assert other["content_digest"] != record["content_digest"]
+
+
+def test_a_committed_evaluation_is_three_files_wherever_its_writer_was_killed(store: ResultsStore) -> None:
+    """What a killed process leaves would fill the disk, evaluation by evaluation."""
+    with store.writer(CELL) as writer:
+        writer.append([sample(0)])
+        record = writer.commit([sample(0)], METRICS, {})
+        folder = Path(writer.path)
+    (folder / "progress").mkdir()
+    for name in ("progress/part-000001-0.parquet", ".samples.parquet.0.tmp", "lease.json", "runs.json"):
+        (folder / name).write_text("left behind")
+    store.tidy(record)
+    assert {path.name for path in folder.iterdir()} == COMMITTED
+
+
+def test_runs_that_ended_before_the_commit_are_counted_and_say_why(store: ResultsStore) -> None:
+    for owner in ("first", "second"):
+        with store.writer(CELL, owner=owner) as writer:
+            writer.begin()
+            writer.end("interrupted (SIGTERM)", 7)
+            runs = json.loads(Path(writer.path, "runs.json").read_text())["runs"]
+    assert [run["run_id"] for run in runs] == ["first", "second"]
+    assert runs[0]["ended"]["reason"] == "interrupted (SIGTERM)"
+    assert runs[0]["ended"]["samples"] == 7
+    with store.writer(CELL) as writer:
+        assert writer.interruptions == 2
+        writer.commit([sample(0)], METRICS, {})
+        writer.end("too late: it is committed", 1)
+        assert not Path(writer.path, "runs.json").exists()
+
+
 def test_an_object_store_keeps_the_same_promises() -> None:
     store = ResultsStore("memory://bucket/results")
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
-        assert [s.index for s in writer.finished()] == [0]
+        assert [s.index for s in writer.finished()[0]] == [0]
         record = writer.commit([sample(0)], METRICS, {})
     assert store.committed(CELL) == record
     assert [s.index for s in store.samples(record)] == [0]

@@ -1,0 +1,109 @@
+"""Files below one folder or object-store URL, each put there whole: by rename (local) or by a single put."""
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+from resources.errors import UserError
+
+
+class Storage:
+    """Reads and writes below `root`; paths are relative to it.
+
+    Raises UserError where something can't be written (read-only, disk full), naming the path.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.filesystem: fsspec.AbstractFileSystem
+        self.filesystem, self.root = url_to_fs(root)
+        protocols = self.filesystem.protocol
+        self.scheme: str = protocols if isinstance(protocols, str) else protocols[0]
+        self.is_local = self.scheme == "file"
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+        return bool(self.filesystem.exists(f"{self.root}/{path}"))
+
+    def put(self, path: str, content: bytes) -> None:
+        """Put a file in its place, whole or not at all."""
+        full = f"{self.root}/{path}"
+        with self.writing(path):
+            if not self.is_local:
+                self.filesystem.pipe_file(full, content)
+                return
+            target = Path(full)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def put_file(self, path: str, source: Path) -> None:
+        """Put a local file at `path`."""
+        self.put(path, source.read_bytes())
+
+    def put_json(self, path: str, value: Mapping[str, Any]) -> None:
+        """Put an object as JSON; it may hold no NaN."""
+        self.put(path, json.dumps(value, indent=1, allow_nan=False, default=str).encode())
+
+    def get_json(self, path: str) -> dict[str, Any] | None:
+        """The object in a JSON file, or None without the file."""
+        try:
+            value = json.loads(self.filesystem.cat_file(f"{self.root}/{path}"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"results store: {self.root}/{path} is not a JSON object; restore or remove it")
+        return value
+
+    def put_table(self, path: str, table: pa.Table) -> None:
+        """Put a table as Parquet."""
+        self.put(path, parquet(table))
+
+    def get_table(self, path: str) -> pa.Table:
+        """The table in a Parquet file."""
+        return pq.read_table(io.BytesIO(self.filesystem.cat_file(f"{self.root}/{path}")))
+
+    def keep_only(self, folder: str, names: set[str]) -> None:
+        """Remove everything in a folder but these; another process may be doing the same."""
+        with suppress(FileNotFoundError):
+            for path in self.filesystem.ls(f"{self.root}/{folder}", detail=False, refresh=True):
+                if path.rstrip("/").rsplit("/", 1)[1] not in names:
+                    with suppress(FileNotFoundError):
+                        self.filesystem.rm(path, recursive=True)
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[None]:
+        """Turn what the file system refuses into one line for the user."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"results store: can't write {self.root}/{path}: {error.strerror or error}; "
+                "free some space or check the permissions of EVAL_STORE, then run it again: "
+                "finished samples are kept"
+            ) from error
+
+
+def parquet(table: pa.Table) -> bytes:
+    """A table as the content of a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
