@@ -16,6 +16,8 @@ DEMO_BENCHMARKS := arc_easy,hellaswag,mmlu_0shot,squad
 DEMO_LIMIT := 64
 MODELS ?= *
 BENCHMARKS ?=
+ONLY ?=
+BENCH_ITEMS ?=
 PORT ?= 3000
 
 ##@ Use
@@ -61,6 +63,16 @@ parity: $(VENV)/.installed inputs ## Compare with lm_eval item by item and write
 	@$(BIN)/python tests/parity/compare.py --models models --data data \
 	  --harness-python .venv-lm-eval/bin/python --write docs/parity.md
 
+bench: $(VENV)/.installed inputs ## Measure against lm_eval and write docs/performance.md (ONLY=gsm8k: one work; BENCH_ITEMS=n: a try)
+	@PYTHON=$(PYTHON) tests/parity/make_environment.sh
+	@$(BIN)/python -m tests.performance.bench --only '$(ONLY)' --items '$(or $(BENCH_ITEMS),0)' --write docs/performance.md
+
+bench-page: $(VENV)/.installed ## Write docs/performance.md from what was measured
+	@$(BIN)/python -m tests.performance.bench --page-only --write docs/performance.md
+
+bench-flames: $(VENV)/.installed inputs ## Record the flame graphs in docs/images only
+	@$(BIN)/python -m tests.performance.bench --flames-only --write docs/performance.md
+
 lock: ## Resolve the newest versions and write constraints.txt
 	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q torch==2.13.0 && \
 	build/lock/bin/pip install -q -e '.[dev,demo]' && \
@@ -90,4 +102,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 browser: $(VENV)/.installed
 	@$(BIN)/python tests/browser.py
 
-.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity lock clean help instance browser
+.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames lock clean help instance browser

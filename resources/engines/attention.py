@@ -301,7 +301,7 @@ def _partial(
         output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query[None], key[None], value[None], 0.0, causal, attn_mask=mask, scale=rule.scale
         )
-        if mask is not None:
+        if mask is not None and rule.window is not None:  # otherwise a query sees itself, or all keys
             unseen = (mask == float("-inf")).all(-1)
             sums = sums.masked_fill(unseen, float("-inf"))
         return output[0], sums[0].float()

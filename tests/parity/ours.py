@@ -94,7 +94,7 @@ def _gap(side: Side, prompt: str, ours: str, theirs: str) -> float:
         LoglikelihoodRequest(prompt, side.tokenizer.decode(kept[: at + 1]) or side.tokenizer.eos_token)
         for kept in (mine, other)
     ]
-    found = dict(side.engine.loglikelihoods(requests))
+    found: dict[int, Any] = dict(side.engine.loglikelihoods(requests))
     return found[0].loglikelihood - found[1].loglikelihood
 
 
