@@ -95,7 +95,7 @@ def _gap(side: Side, prompt: str, ours: str, theirs: str) -> float:
         for kept in (mine, other)
     ]
     found: dict[int, Any] = dict(side.engine.loglikelihoods(requests))
-    return found[0].loglikelihood - found[1].loglikelihood
+    return float(found[0].loglikelihood - found[1].loglikelihood)
 
 
 def _ask(engine: Engine, requests: Sequence[Sequence[Request]]) -> list[list[Result]]:

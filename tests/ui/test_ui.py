@@ -179,5 +179,6 @@ def test_a_run_terminated_in_the_ui_stops_at_once_and_keeps_its_finished_samples
     [cell] = site.runs.cells(["tiny@2"], ["capitals_written"])
     # Its successor gets the lease at once and finds what was finished.
     with store.writer(cell) as writer:
-        finished = writer.finished()
+        finished, damaged = writer.finished()
+    assert damaged == []
     assert len({sample.sample_id for sample in finished}) == len(finished) > 0

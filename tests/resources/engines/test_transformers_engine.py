@@ -264,9 +264,9 @@ class TestRolling:
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         request = RollingRequest(self.TEXTS[0])
-        ((_, expected),) = load(tiny_model("llama")).rolling_loglikelihoods([request])
+        (expected,) = in_order(load(tiny_model("llama")).rolling_loglikelihoods([request]))
         monkeypatch.setattr("resources.engines.tree._POSITIONS_AT_ONCE", 7)
-        ((_, result),) = load(tiny_model("llama")).rolling_loglikelihoods([request])
+        (result,) = in_order(load(tiny_model("llama")).rolling_loglikelihoods([request]))
         assert result.loglikelihood == pytest.approx(expected.loglikelihood, abs=PER_TOKEN)
 
 
@@ -468,7 +468,8 @@ class TestSampling:
                 warped.append(transformers.TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
                 warped.append(transformers.TopPLogitsWarper(sampling.top_p))
-            expected = torch.softmax(warped(None, logits[None])[0], -1).numpy()
+            written: Any = torch.zeros((1, 0), dtype=torch.long)
+            expected = torch.softmax(warped(written, logits[None])[0], -1).numpy()
             generator = np.random.default_rng(1)
             counts = np.bincount(
                 [draw(logits.float(), sampling, generator.random()) for _ in range(4000)], minlength=400
@@ -542,7 +543,7 @@ class TestMemory:
         """One long document must not take a cell of ten thousand items with it."""
         long = LoglikelihoodRequest("x" * 40, " y")
         engine = load(tiny_model("llama"))
-        expected = dict(engine.loglikelihoods(PAIRS))
+        expected: dict[int, Any] = dict(engine.loglikelihoods(PAIRS))
         forward = transformers.LlamaModel.forward
 
         @wraps(forward)
@@ -554,7 +555,7 @@ class TestMemory:
             return forward(self, *args, **kwargs)
 
         monkeypatch.setattr(transformers.LlamaModel, "forward", failing)
-        results = dict(engine.loglikelihoods([*PAIRS, long]))
+        results: dict[int, Any] = dict(engine.loglikelihoods([*PAIRS, long]))
         failed = {index for index, result in results.items() if isinstance(result, Failure)}
         assert len(PAIRS) in failed
         assert len(failed) < len(PAIRS)
@@ -635,7 +636,7 @@ class TestNotANumber:
         """Judging it is the caller's work; a number in its place would be scored."""
         results = in_order(load(broken).loglikelihoods(PAIRS))
         assert all(math.isnan(result.loglikelihood) for result in results)
-        ((_, rolling),) = load(broken).rolling_loglikelihoods([RollingRequest("The quick")])
+        (rolling,) = in_order(load(broken).rolling_loglikelihoods([RollingRequest("The quick")]))
         assert math.isnan(rolling.loglikelihood)
 
     def test_a_generation_says_so_instead_of_ending_with_some_text(self, broken: Path) -> None:
