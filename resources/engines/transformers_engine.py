@@ -299,7 +299,7 @@ class TransformersEngine:
             except BatchTooLargeError:
                 limits = self._memory.limits
                 _logger.info("batches take more memory than planned: now %d tokens each", limits.tokens)
-            except Exception as error:
+            except Exception as error:  # torch's CPU allocator raises a plain RuntimeError; others go on up
                 if not is_out_of_memory(error):
                     raise
                 reason = out_of_memory_line(error, self._device)
