@@ -69,7 +69,7 @@ def mean_estimate(
     """
     array = _finite(values)
     n = len(array)
-    codes = _cluster_codes(clusters, n)
+    codes = cluster_codes(clusters, n)
     groups = n if codes is None else int(codes.max()) + 1
     mean, stderr = _mean_and_stderr(array, codes, groups)
     if proportion:
@@ -129,7 +129,7 @@ def ratio_estimate(numerators: ArrayLike, denominators: ArrayLike, clusters: Clu
     if len(top) != len(bottom) or total <= 0:
         raise ValueError("a ratio needs as many denominators as numerators, and a positive sum of them")
     ratio = math.fsum(top) / total
-    codes = _cluster_codes(clusters, len(top))
+    codes = cluster_codes(clusters, len(top))
     groups = len(top) if codes is None else int(codes.max()) + 1
     _, error = _mean_and_stderr(top - ratio * bottom, codes, groups)
     if error is None:
@@ -159,7 +159,7 @@ def bootstrap_estimate(
     if rows.ndim != 2 or len(rows) == 0:
         raise ValueError("statistics need the shape (items, k) with at least one item")
     n = len(rows)
-    codes = _cluster_codes(clusters, n)
+    codes = cluster_codes(clusters, n)
     if codes is not None:
         summed = np.zeros((int(codes.max()) + 1, rows.shape[1]))
         np.add.at(summed, codes, rows)
@@ -204,7 +204,7 @@ def _finite(values: ArrayLike) -> Floats:
     return array
 
 
-def _cluster_codes(clusters: Clusters, n: int) -> NDArray[np.int64] | None:
+def cluster_codes(clusters: Clusters, n: int) -> NDArray[np.int64] | None:
     """Each item's cluster as a number from 0 on; None where every item stands for itself."""
     if clusters is None or all(cluster is None for cluster in clusters):
         return None
