@@ -1,4 +1,4 @@
-"""The one exception whose text is meant for the person at the keyboard."""
+"""The exceptions whose text is meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with status 2; a Dagster run fails with
     it as its description and is not retried, because trying again cannot help.
     """
+
+
+class TransientError(UserError):
+    """Something outside that may pass by itself (a full disk, a server that is down): try again later."""
+
+
+class BusyError(TransientError):
+    """Another process is at the same work; it is no failure of the work."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import fsspec
 
-from resources.errors import UserError
+from resources.errors import BusyError, UserError
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
@@ -51,7 +51,7 @@ class Lease:
     ) -> "Lease":
         """Take the lease at `path`, also from a dead owner.
 
-        Raises UserError naming the owner while a living process holds it; that takes at most
+        Raises BusyError naming the owner while a living process holds it; that takes at most
         `PATIENCE_SECONDS` to find out.
         """
         state = {
@@ -67,7 +67,7 @@ class Lease:
             if holder is None:
                 continue
             if not _is_dead(filesystem, path, holder):
-                raise UserError(
+                raise BusyError(
                     f"{what} is being evaluated by another process ({_named(holder)}); "
                     "wait for it or end it first"
                 )

@@ -27,6 +27,7 @@ os.environ["EVAL_BENCHMARKS"] = str(BENCHMARKS)
 from resources.engines.settings import EngineSettings  # noqa: E402  (the path must be set first)
 from resources.engines.transformers_engine import TransformersEngine  # noqa: E402
 from resources.results import ResultsStore  # noqa: E402
+from tests.resources.registries.mlflow_server import MlflowServer, mlflow_server  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,6 +77,13 @@ def bertscore_model(data: Path) -> Path:
 def _remove_benchmarks() -> Iterator[None]:
     yield
     shutil.rmtree(BENCHMARKS)
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server, one for the whole run: tests keep to model names of their own."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """The protocol of a model registry, and what is recorded of a model version."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 
 
@@ -42,6 +43,8 @@ class ModelVersion:
     chat_template: bool
     tied_embeddings: bool = False
     """The output layer shares the embedding's weights; they count once in `parameters`."""
+    revision: str = ""
+    """What its registry said of the files when they were fetched (`Registry.revision`)."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
     """Relative path -> facts: what spares the next measurement hashing files that haven't changed."""
 
@@ -63,20 +66,78 @@ class ModelVersion:
         return cls(**{**values, "files": facts})
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What looks like a version but can't be one (yet): its place in the registry, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Versions of a registry, oldest first where it knows their age, and the cursor to go on from."""
+
+    keys: tuple[ModelKey, ...]
+    cursor: str
+    skipped: tuple[Skipped, ...] = ()
+
+
+class RegistryUnavailableError(TransientError):
+    """The registry does not answer now; asking again later may help. The text names it and the reason."""
+
+
+class AliasMovedError(UserError):
+    """Somebody else moved the alias in between; their choice stands."""
+
+
 class Registry(Protocol):
-    """Where model versions come from."""
+    """Where model versions come from, and where what was found out about them goes.
+
+    Every method raises UserError for what a user can put right, and RegistryUnavailableError where the
+    registry does not answer (refused, timed out, 429, 5xx) although it was asked repeatedly.
+    """
 
     root: str
     """The folder or URL that holds them, as errors name it."""
 
-    def versions(self) -> Iterator[ModelKey]:
-        """Every version there is, in a stable order. Entries that are no legal key are skipped."""
+    def versions(self, since: str = "") -> Listing:
+        """The versions that were registered after the cursor `since` was made; "" for all there are.
+
+        A version may be listed twice, but none is ever left out: a cursor that the registry can't use any
+        more lists everything. Entries that are no legal key or not complete are in `skipped`.
+        """
         ...
 
-    def skipped(self) -> list[tuple[str, str]]:
-        """What looks like a version but can't be one: its place below the root, and why."""
+    def revision(self, key: ModelKey) -> str:
+        """A cheap identity of the version's content: while it is the same, so are the files.
+
+        Raises UserError for a key that the registry doesn't have (any more).
+        """
         ...
 
     def fetch(self, key: ModelKey) -> Path:
         """A local folder with the version's files, complete. Raises UserError for an unknown key."""
+        ...
+
+    def aliases(self, name: str) -> Mapping[str, str]:
+        """Alias -> version of a model, for example ``{"champion": "3"}``.
+
+        Raises UserError for a model that the registry doesn't have.
+        """
+        ...
+
+    def move_alias(self, name: str, alias: str, version: str, expected: str | None) -> None:
+        """Point the alias to a version if it is at `expected` (None: not set) now, or there already.
+
+        Raises AliasMovedError where it is somewhere else, naming both, and UserError for a version that the
+        registry doesn't have.
+        """
+        ...
+
+    def annotate(self, key: ModelKey, notes: Mapping[str, str]) -> None:
+        """Leave notes on a version where its registry shows them, replacing those of the same names.
+
+        Raises UserError for a key that the registry doesn't have.
+        """
         ...

@@ -6,6 +6,7 @@ Format: 8 bytes little-endian header length, a JSON header, then the tensors' da
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -101,3 +102,22 @@ def _entry(name: str, value: dict[str, object]) -> tuple[Tensor, int, int]:
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def stated_size(read: Callable[[int, int], bytes]) -> int:
+    """How many bytes a file should have by its own header; ``read(start, length)`` gives bytes of it.
+
+    Only the header is read, and nothing else of it is checked. Raises ValueError where there is none (yet).
+    """
+    start = read(0, 8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+        raise ValueError("it doesn't begin with a header")
+    raw = read(8, length)
+    if len(raw) < length:
+        raise ValueError(f"{len(raw):,} of {length:,} bytes of its header are there")
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(raw).items() if name != "__metadata__"]
+        return 8 + length + int(max(ends, default=0))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise ValueError("its header can't be read") from None

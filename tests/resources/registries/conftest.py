@@ -13,6 +13,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
+@pytest.fixture(scope="session")
+def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same size, with other weights."""
+    return make_model(tmp_path_factory.mktemp("tiny") / "model", seed=1)
+
+
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Path:
     """The tiny model as version 1 of org/tiny in a registry of its own."""
