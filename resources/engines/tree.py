@@ -21,6 +21,7 @@ from resources.engines.planner import Plan, layout, plan
 from resources.engines.tokens import Tokens
 
 _POSITIONS_AT_ONCE = 256  # whose logits, and the log-softmax of them, are in memory together
+_FEW_ROWS = 8
 _DENSE_ON_CPU = 128
 _DENSE_ON_ACCELERATOR = (
     16384  # one masked block a batch: there, launching kernels costs more than masked work
@@ -240,10 +241,39 @@ class _HandingOn(torch.nn.Module):
         return self
 
 
+class _FewRows(torch.nn.Module):
+    """A linear layer that multiplies the other way round where there are 8 rows or fewer.
+
+    On a CPU, ``x W^T`` of a large W goes through a copy of W, which takes longer than the product itself;
+    ``W x^T`` of 2 to 8 columns does not. Of a vocabulary of 49,152 it takes 4 to 8 ms where the other takes
+    15 to 33.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self._linear = linear
+
+    def forward(self, rows: Tensor) -> Tensor:
+        flat = rows.reshape(-1, rows.shape[-1])
+        if len(flat) > _FEW_ROWS:
+            made: Tensor = self._linear(rows)
+            return made
+        several = flat if len(flat) > 1 else flat.repeat(2, 1)  # one column would be a slower routine again
+        product = torch.mm(self._linear.weight, several.t()).t()[: len(flat)]
+        if self._linear.bias is not None:
+            product = product + self._linear.bias
+        return product.reshape(*rows.shape[:-1], -1)
+
+
 def _with_body(model: Any, body: torch.nn.Module) -> Any:
     """The same model, weights shared, with other layers: what its own forward does after them, alone."""
     head = copy.copy(model)
-    head._modules = {**model._modules, model.base_model_prefix: body}
+    output = model.get_output_embeddings() if model.device.type == "cpu" else None
+    modules = {
+        name: _FewRows(module) if module is output and type(module) is torch.nn.Linear else module
+        for name, module in model._modules.items()
+    }
+    head._modules = {**modules, model.base_model_prefix: body}
     head.__dict__.pop("forward", None)  # accelerate's, which is bound to the whole model
     return head
 
