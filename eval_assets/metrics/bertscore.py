@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _PARTS = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 _BOUNDS = (-1.0, 1.0)
-_PAIRS_AT_ONCE = 32
 _LARGEST_LENGTH = 1_000_000
 
 
@@ -51,22 +50,20 @@ def _bertscore(
 def _score_pairs(
     pairs: list[tuple[str, str]], settings: ScoringSettings
 ) -> dict[tuple[str, str], tuple[float, ...]]:
-    """(precision, recall, F1) of each (candidate, reference), a few pairs at a time.
+    """(precision, recall, F1) of each (candidate, reference), each pair in a call of its own.
 
-    bert-score keeps the embeddings of all texts that it is given at once, and batches them in the order of a
-    set, which is another one in each process: small calls in a fixed order bound the memory and repeat.
+    In a call with several, bert-score pads the shorter texts' embeddings with zeros and takes the maximum
+    over them, too: where a token is unlike every token of the other text (a negative cosine), the padding
+    wins, and a pair's score depends on its neighbours by up to some thousandths.
     """
-    if not pairs:
-        return {}
-    scorer = _scorer(settings.bertscore_model, settings.bertscore_layers, settings.device)
     found: dict[tuple[str, str], tuple[float, ...]] = {}
-    ordered = sorted(pairs, key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
-    for start in range(0, len(ordered), _PAIRS_AT_ONCE):
-        batch = ordered[start : start + _PAIRS_AT_ONCE]
-        parts = scorer.score([candidate for candidate, _ in batch], [reference for _, reference in batch])
+    if not pairs:
+        return found
+    scorer = _scorer(settings.bertscore_model, settings.bertscore_layers, settings.device)
+    for candidate, reference in pairs:
         # F1 is a quotient: it leaves the bounds where precision and recall have opposite signs near 0.
-        clamped = [part.clamp(*_BOUNDS).tolist() for part in parts]
-        found.update(zip(batch, zip(*clamped, strict=True), strict=True))
+        parts = [float(part.clamp(*_BOUNDS)[0]) for part in scorer.score([candidate], [reference])]
+        found[candidate, reference] = tuple(parts)
     return found
 
 
@@ -96,7 +93,6 @@ def _scorer(model: str, layers: int | None, device: str) -> Any:
             model_type=_Folder(model) if local else model,
             num_layers=layers or model2layers.get(model, depth),
             device=None if device == "auto" else device,
-            batch_size=2 * _PAIRS_AT_ONCE,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,7 +14,7 @@ from resources.records import Sample
 
 __all__ = ["SCORING_VERSION", "ChatTemplate", "Task", "task_for"]
 
-SCORING_VERSION = "1"
+SCORING_VERSION = "2"
 """Part of every evaluation's fingerprint: raise it when a change makes any score come out differently.
 tests/eval_assets/test_scoring_version.py notices when the code of tasks or metrics changed."""
 

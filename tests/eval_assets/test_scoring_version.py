@@ -9,8 +9,8 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "0cd758867417db055a4bedc180006cda5b197e604ba8e054853586d5ddaed2d1"
-VERSION = "1"
+DIGEST = "07413fcf714568f172285a8cbd4d46b429374036bb7d351041bae0fd0a885e23"
+VERSION = "2"
 
 
 def scoring_digest(root: Path) -> str:

@@ -94,7 +94,7 @@ def article(bench: Bench, work: OtherWork) -> Result:
 
 
 def equal_items(ours: Sequence[Output], theirs: Sequence[Output]) -> dict[str, Any]:
-    """Texts must be identical, ROUGE too but for rounding; BERTScore depends on its batch, a little."""
+    """Texts must be identical, scores too but for rounding."""
     notes = []
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         if mine["text"] != other["text"]:

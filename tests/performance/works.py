@@ -164,7 +164,7 @@ WORKS: tuple[HarnessWork | OtherWork, ...] = (
         "article",
         "A script of model.generate(), ROUGE and BERTScore, item by item",
         "article",
-        items=24,
+        items=64,
         goal=5,
         spec={
             "references": "answers.text[:1]",
