@@ -18,11 +18,13 @@ MODELS ?= *
 BENCHMARKS ?=
 ONLY ?=
 BENCH_ITEMS ?=
+STORE ?=
 PORT ?= 3000
 
 ##@ Use
 demo: $(VENV)/.installed inputs instance ## Evaluate a real grid: 3 versions of SmolLM2-135M x 4 benchmarks (EVAL_LIMIT=n items each, none for all)
-	@EVAL_LIMIT=$${EVAL_LIMIT:-$(DEMO_LIMIT)} $(BIN)/python -m eval_assets evaluate \
+	@EVAL_LIMIT=$${EVAL_LIMIT:-$(DEMO_LIMIT)} EVAL_MODELS=$${EVAL_MODELS:-deployments/local/models.yaml} \
+	  $(BIN)/python -m eval_assets evaluate \
 	  --models '$(DEMO_MODELS)' --benchmarks '$(DEMO_BENCHMARKS)'
 
 ui: $(VENV)/.installed instance ## Dagster's web UI and daemon on that instance, on http://127.0.0.1:3000 (PORT=n)
@@ -73,6 +75,9 @@ bench-page: $(VENV)/.installed ## Write docs/performance.md from what was measur
 bench-flames: $(VENV)/.installed inputs ## Record the flame graphs in docs/images only
 	@$(BIN)/python -m tests.performance.bench --flames-only --write docs/performance.md
 
+simulate: $(VENV)/.installed ## Simulate how often verdicts are wrong and write docs/statistics.md (STORE=.eval: agreement from there)
+	@$(BIN)/python -m tests.simulation --store '$(STORE)' --write docs/statistics.md
+
 lock: ## Resolve the newest versions and write constraints.txt
 	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q torch==2.13.0 && \
 	build/lock/bin/pip install -q -e '.[dev,demo]' && \
@@ -102,4 +107,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 browser: $(VENV)/.installed
 	@$(BIN)/python tests/browser.py
 
-.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames lock clean help instance browser
+.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames simulate lock clean help instance browser

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -51,6 +52,49 @@ def evaluate(models: str, benchmarks: str, force: bool) -> None:
     from eval_assets.terminal import evaluate_grid
 
     evaluate_grid(_split(models), _split(benchmarks), force=force)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--run", is_flag=True, help="first evaluate and judge what is missing")
+@click.option("--summary", type=click.Path(path_type=Path), help="append a Markdown summary to this file")
+@click.option("--junit", type=click.Path(path_type=Path), help="write a JUnit file")
+def gate(model: str, run: bool, summary: Path | None, junit: Path | None) -> None:
+    """Has a version passed? Exits with 0 (passed), 1 (failed) or 2 (not decided), for a CI."""
+    from eval_assets import deciding
+
+    sys.exit(deciding.gate(model, run=run, summary=summary, junit=junit))
+
+
+@main.command()
+@click.argument("candidate")
+@click.argument("baseline")
+@click.option("--benchmarks", default="", help="keys, comma-separated; none: all")
+def compare(candidate: str, baseline: str, benchmarks: str) -> None:
+    """Compare two versions, sample by sample."""
+    from eval_assets import deciding
+
+    deciding.compare_versions(candidate, baseline, _split(benchmarks))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--to", "version", help="the version; by default the one that was in production before")
+def rollback(name: str, version: str | None) -> None:
+    """Put the version before back into production."""
+    from eval_assets import deciding
+
+    deciding.rollback(name, version)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--benchmarks", default="", help="keys, comma-separated; none: all")
+def retry(model: str, benchmarks: str) -> None:
+    """Have the automation try again what it gave up of a model version or benchmark."""
+    from eval_assets import deciding
+
+    deciding.retry(model, _split(benchmarks))
 
 
 @main.command()

@@ -1,41 +1,38 @@
-"""What should run: the pure plan, and the jobs that people and schedules start."""
+"""What starts by itself, and the jobs that people start: each asks `reconcile` what is left to do."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
+from eval_assets import attempts
 from eval_assets.model_versions import register
-from resources.errors import UserError
-from resources.registries import Registry
-from resources.results import Cell, ResultsStore
+from eval_assets.notifications import report_given_up
+from eval_assets.observing import Observer
+from eval_assets.partitions import SUITE, models, row_tags
+from eval_assets.reconciling import Decision, Policy, Request, Task, Work, reconcile
+from eval_assets.tracking import tracking
+from resources.errors import TransientError, UserError
+from resources.keys import ModelKey
+from resources.registries import Listing, Registry
+from resources.results import ResultsStore
+from resources.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class RowRequest:
-    """One run: a model version on those of its datasets that have no evaluation of today's fingerprint."""
-
-    model: str
-    datasets: tuple[str, ...]
-
-
-def plan(
-    wanted: Iterable[Cell], finished: Collection[str], in_flight: Mapping[str, Collection[str]]
-) -> list[RowRequest]:
-    """The runs to request so that every wanted cell gets an evaluation; pure, and the same if asked again.
-
-    `wanted` are cells with the fingerprints that they would have today, `finished` the fingerprints of
-    committed evaluations, `in_flight` maps model keys to the datasets that runs are evaluating now.
-    """
-    rows: dict[str, list[str]] = {}
-    for cell in wanted:
-        if cell.fingerprint in finished or cell.dataset in in_flight.get(cell.model, ()):
-            continue
-        row = rows.setdefault(cell.model, [])
-        if cell.dataset not in row:
-            row.append(cell.dataset)
-    return [RowRequest(model, tuple(row)) for model, row in rows.items()]
+PRIORITY = "dagster/priority"
+INTERACTIVE, NEW_VERSION, NIGHTLY = "10", "0", "-10"
+TICK_SECONDS = 15
+"""The least time between two looks at the registries."""
+LOOK_SECONDS = 15.0
+"""How long one look may take; what it doesn't get to, the next one does."""
+RELIST_SECONDS = 3600
+"""How often everything is listed again, to find versions that were deleted."""
+NIGHTLY_LOOK_SECONDS = 45.0
+NIGHTLY_REQUESTS = 500
+SETTLE_SECONDS = 10.0
+"""A folder whose files changed more recently is still being copied."""
 
 
 class RegisterConfig(dg.Config):
@@ -52,22 +49,25 @@ def register_versions(
     store: dg.ResourceParam[ResultsStore],
 ) -> None:
     """Verify, measure and record model versions, and add their partitions."""
-    keys = config.models or [str(key) for key in registry.versions()]
-    if not config.models:
-        for place, reason in registry.skipped():
-            context.log.warning(f"{place} was skipped: {reason}")
-    failed: list[str] = []
+    keys = config.models
+    if not keys:
+        listing = registry.versions()
+        keys = [str(key) for key in listing.keys]
+        for skipped in listing.skipped:
+            context.log.warning(f"{skipped.place} was skipped: {skipped.reason}")
+    failed: dict[str, Exception] = {}
     for key in keys:
         try:
             register(context, key, registry, store)
-        except dg.Failure as failure:
-            failed.append(failure.description or key)
+        except UserError as error:
+            failed[key] = error
             continue
         context.instance.add_dynamic_partitions("model", [key])
     if failed:
-        raise dg.Failure("; ".join(failed), allow_retries=False)
+        attempts.confess(context, {"": next(iter(failed.values()))})
+        raise dg.Failure("; ".join(str(error) for error in failed.values()), allow_retries=False)
     if not keys:
-        raise dg.Failure(str(UserError(no_versions_message(registry))), allow_retries=False)
+        raise dg.Failure(no_versions_message(registry), allow_retries=False)
 
 
 def no_versions_message(registry: Registry) -> str:
@@ -93,10 +93,227 @@ evaluate_models = dg.define_asset_job(
     selection=["evaluation"],
     description="Evaluate cells of the grid; a run over a model's row loads its weights once.",
 )
+judge_models = dg.define_asset_job(
+    "judge_models",
+    selection=["promotion"],
+    description="Compare a model version with the one in production, and move the alias or say why not.",
+)
 refresh_leaderboard = dg.define_asset_job(
     "refresh_leaderboard",
     selection=["leaderboard"],
     description="Bring the DuckDB catalogue and the leaderboard up to date.",
 )
 
-JOBS = (register_models, prepare_benchmarks, evaluate_models, refresh_leaderboard)
+
+def run_request(
+    instance: dg.DagsterInstance, request: Request, priority: str, resources: Mapping[str, str]
+) -> dg.RunRequest:
+    """The Dagster run for a request.
+
+    Its key says how many runs there were for the same before: two looks at once ask for one run, and one that
+    was interrupted or whose result was removed is asked for again.
+    """
+    what = attempts.tags_of(request.tasks)
+    tags = {**what, PRIORITY: priority}
+    first = request.tasks[0]
+    run_key = f"{'/'.join(what.values())}/{instance.get_runs_count(dg.RunsFilter(tags=what))}"
+    match request.work:
+        case Work.REGISTER:
+            config = {"ops": {"register_versions": {"config": {"models": [first.model]}}}}
+            return dg.RunRequest(run_key, config, tags, job_name="register_models")
+        case Work.PREPARE:
+            return dg.RunRequest(
+                run_key, tags=tags, job_name="prepare_benchmarks", partition_key=first.dataset
+            )
+        case Work.EVALUATE:
+            limits = {"container_config": {"resources": {"limits": dict(resources)}}}
+            pod = {"dagster-k8s/config": json.dumps(limits)} if resources else {}
+            tags |= {**row_tags(request.model, request.datasets), **pod}
+            return dg.RunRequest(run_key, tags=tags, job_name="evaluate_models")
+        case Work.JUDGE:
+            return dg.RunRequest(run_key, tags=tags, job_name="judge_models", partition_key=first.model)
+
+
+def observer(
+    instance: dg.DagsterInstance, registry: Registry, store: ResultsStore, settings: Settings
+) -> Observer:
+    """An observer of what these settings name."""
+    tracked = tracking(settings.models, settings.registry, SUITE)
+    return Observer(instance, registry, store, tracked, settings)
+
+
+def _run_requests(observer: Observer, decision: Decision, priority: str) -> list[dg.RunRequest]:
+    return [
+        run_request(
+            observer.instance,
+            request,
+            priority,
+            observer.tracking.entry_of(request.model).resources if request.model else {},
+        )
+        for request in decision.requests
+    ]
+
+
+@dg.sensor(
+    jobs=[register_models, prepare_benchmarks, evaluate_models, judge_models],
+    minimum_interval_seconds=TICK_SECONDS,
+    default_status=(
+        # Whoever wrote down what is tracked wants it evaluated; on a laptop that only looks, nothing starts.
+        dg.DefaultSensorStatus.RUNNING
+        if Settings.from_environment().models is not None
+        else dg.DefaultSensorStatus.STOPPED
+    ),
+    description=(
+        "Sees new model versions in the registries and brings each all the way: registered, evaluated on its "
+        "benchmarks, compared with the version in production, promoted or blocked. Goes on after any failure."
+    ),
+)
+def new_model_versions(
+    context: dg.SensorEvaluationContext,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
+) -> dg.SensorResult | dg.SkipReason:
+    """One look at everything; the cursor only spares listing what was listed before."""
+    cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+    relist = not 0 <= time.time() - cursor.get("listed_at", 0) < RELIST_SECONDS
+    look = observer(context.instance, registry, store, Settings.from_environment())
+    try:
+        listing = registry.versions("" if relist else cursor.get("registry", ""))
+        known = context.instance.get_dynamic_partitions("model")
+        fresh = [str(key) for key in listing.keys if str(key) not in set(known) and _is_tracked(look, key)]
+        if relist:
+            mark_deleted(look, listing, known)
+        decision = reconcile(look.world([*known, *fresh], seconds=LOOK_SECONDS), Policy())
+    except TransientError as error:
+        return dg.SkipReason(str(error))  # with the cursor as it was
+    events = report_given_up(look.settings, store, decision, context.log.warning)
+    cursor = {
+        "registry": listing.cursor,
+        "listed_at": time.time() if relist else cursor.get("listed_at", 0),
+    }
+    for skipped in listing.skipped:
+        context.log.info(f"{skipped.place} was skipped: {skipped.reason}")
+    context.log.info(
+        f"{len(listing.keys)} versions listed, {len(fresh)} of them new; {len(decision.requests)} runs "
+        f"requested, {decision.left} more left, {len(decision.waiting)} tasks wait for another try, "
+        f"{len(decision.given_up)} given up"
+    )
+    return dg.SensorResult(
+        run_requests=_run_requests(look, decision, NEW_VERSION),
+        dynamic_partitions_requests=[models.build_add_request(fresh)] if fresh else [],
+        cursor=json.dumps(cursor),
+        asset_events=events,
+    )
+
+
+def _is_tracked(look: Observer, key: ModelKey) -> bool:
+    return look.tracking.entry(key.name) is not None
+
+
+def mark_deleted(look: Observer, listing: Listing, known: Sequence[str]) -> None:
+    """Note in the store which recorded versions their registry has no more, and which it has again.
+
+    Their results and partitions stay. `listing` is a full one; what it lacks is asked for once more, since
+    a registry that was not reached is not in it either.
+    """
+    there = {str(key) for key in listing.keys}
+    records = look.store.model_versions()
+    for key in known:
+        record = records.get(key)
+        if record is None:
+            continue
+        deleted = key not in there
+        if deleted:
+            try:
+                look.registry.revision(ModelKey.parse(key))
+                deleted = False
+            except TransientError:
+                continue
+            except UserError:
+                pass
+        if deleted != bool(record.get("deleted")):
+            look.store.save_model_version(key, {**record, "deleted": deleted})
+
+
+@dg.schedule(
+    job=evaluate_models,
+    cron_schedule="{1} {0} * * *".format(*Settings.from_environment().nightly),
+    execution_timezone=Settings.from_environment().timezone,
+    description=(
+        "Each night: evaluates what is stale or missing, and only that. Looks deeper than the sensor does: "
+        "into the registry, whether a version's files have changed, and into the store, whether a result is "
+        "there."
+    ),
+)
+def nightly(
+    context: dg.ScheduleEvaluationContext,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """What `reconcile` finds missing when nothing that was recorded is believed."""
+    look = observer(context.instance, registry, store, Settings.from_environment())
+    known = context.instance.get_dynamic_partitions("model")
+    try:
+        world = look.world(known, thorough=True, seconds=NIGHTLY_LOOK_SECONDS)
+    except TransientError as error:
+        yield dg.SkipReason(str(error))
+        return
+    for version in world.versions:
+        record = store.model_version(version.model)
+        if record is not None and not version.registered:
+            # Its files are not those that were recorded: the sensor registers it again.
+            store.save_model_version(version.model, {**record, "revision": ""})
+    decision = reconcile(world, Policy(requests_at_once=NIGHTLY_REQUESTS))
+    rows = [request for request in decision.requests if request.work is Work.EVALUATE]
+    yield from (
+        run_request(context.instance, request, NIGHTLY, look.tracking.entry_of(request.model).resources)
+        for request in rows
+    )
+    if not rows:
+        yield dg.SkipReason("nothing is stale or missing")
+
+
+@dg.schedule(
+    job=evaluate_models,
+    cron_schedule="{1} {0} * * 0".format(*Settings.from_environment().nightly),
+    execution_timezone=Settings.from_environment().timezone,
+    description=(
+        "Each Sunday: evaluates the versions in production again, all of it. The check 'reproduced' of each "
+        "cell says whether the same code, model and items still give the same samples, bit by bit."
+    ),
+)
+def weekly_recheck(
+    context: dg.ScheduleEvaluationContext,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """One forced run for each version that others are compared with."""
+    look = observer(context.instance, registry, store, Settings.from_environment())
+    try:
+        champions = sorted(look.production(context.instance.get_dynamic_partitions("model")).values())
+        world = look.world(champions)
+    except TransientError as error:
+        yield dg.SkipReason(str(error))
+        return
+    for version in world.versions:
+        if version.model not in champions or not version.registered:
+            continue
+        tasks = tuple(
+            Task(Work.EVALUATE, version.model, dataset, world.fingerprints[version.model, dataset])
+            for dataset in version.datasets
+            if (version.model, dataset) in world.fingerprints
+        )
+        if tasks:
+            resources = look.tracking.entry_of(version.model).resources
+            request = run_request(context.instance, Request(Work.EVALUATE, tasks, 0), NIGHTLY, resources)
+            day = f"{context.scheduled_execution_time:%Y-%m-%d}"
+            yield request._replace(
+                run_key=f"recheck/{version.model}/{day}", tags={**request.tags, attempts.FORCE_TAG: "true"}
+            )
+    if not champions:
+        yield dg.SkipReason("no version is in production")
+
+
+JOBS = (register_models, prepare_benchmarks, evaluate_models, judge_models, refresh_leaderboard)
+SENSORS = (new_model_versions,)
+SCHEDULES = (nightly, weekly_recheck)

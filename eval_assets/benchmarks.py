@@ -3,14 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+from eval_assets.attempts import announce, confess
 from eval_assets.evaluator import Benchmark
 from eval_assets.events import record_materialization
 from eval_assets.partitions import SUITE, datasets
+from eval_assets.reconciling import Task, Work
 from eval_assets.suite import (
     benchmark_files,
     items_fingerprint,
@@ -19,7 +23,7 @@ from eval_assets.suite import (
     normalize,
     select_items,
 )
-from eval_assets.suite.spec import BenchmarkSpec
+from eval_assets.suite.spec import BenchmarkSpec, Chat
 from resources.datasets import read_rows
 from resources.errors import UserError
 from resources.results import ResultsStore
@@ -42,20 +46,32 @@ def benchmark(
 ) -> Iterator[dg.Output[None]]:
     """The items of a benchmark, as every model is shown them, with the fingerprint of their content."""
     yield from ()
-    broken: list[str] = []
+    mirror = Settings.from_environment().data_mirror
+    signatures = {key: source_signature(SUITE[key], mirror) for key in context.partition_keys}
+    announce(context, [Task(Work.PREPARE, "", key, signed[:16]) for key, signed in signatures.items()])
+    broken: dict[str, Exception] = {}
     for key in context.partition_keys:
         try:
-            _prepare(context, SUITE[key], store)
+            prepare(context, SUITE[key], signatures[key], store)
         except UserError as error:
             context.log.error(str(error))
-            broken.append(str(error))
+            broken[key] = error
     if broken:
-        raise dg.Failure("; ".join(broken), allow_retries=False)
+        confess(context, broken)
+        raise dg.Failure("; ".join(str(error) for error in broken.values()), allow_retries=False)
 
 
-def _prepare(context: dg.AssetExecutionContext, spec: BenchmarkSpec, store: ResultsStore) -> None:
+def prepare(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    spec: BenchmarkSpec,
+    signature: str,
+    store: ResultsStore,
+) -> None:
+    """Read a benchmark's rows, store its items and record the materialization.
+
+    Raises UserError for what is wrong with its declaration or its rows.
+    """
     mirror = Settings.from_environment().data_mirror
-    signature = source_signature(spec, mirror)
     normalized = normalize(spec, partial(read_rows, mirror=mirror))
     fingerprint = items_fingerprint(spec, normalized.items)
     for warning in normalized.warnings:
@@ -113,17 +129,50 @@ def source_signature(spec: BenchmarkSpec, mirror: Path) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def stored_benchmark(key: str, store: ResultsStore, limit: int | None) -> Benchmark:
-    """The benchmark as it was last prepared, under the smaller of its own and the given limit."""
+@dataclass(frozen=True, slots=True)
+class PreparedBenchmark:
+    """A benchmark as it was last prepared, under a limit, and as a model is asked; its items are not read."""
+
+    spec: BenchmarkSpec
+    fingerprint: str
+    count: int
+    available: int
+
+    def read(self, store: ResultsStore) -> Benchmark:
+        """With its items."""
+        stored = str(stored_record(self.spec.key, store)["fingerprint"])
+        items = items_from_table(store.items(self.spec.key, stored))
+        return Benchmark(self.spec, self.fingerprint, select_items(items, self.count), len(items))
+
+
+def prepared_benchmark(
+    key: str, store: ResultsStore, limit: int | None, chat: bool | None = None
+) -> PreparedBenchmark:
+    """The benchmark as it was last prepared, under the smaller of its own and the given limit.
+
+    `chat` true has it asked through the model's chat template, false not; None leaves it to the benchmark.
+    Raises UserError where it was never prepared.
+    """
+    record = stored_record(key, store)
+    spec = BenchmarkSpec.model_validate(record["spec"])
+    fingerprint = str(record["fingerprint"])
+    can_chat = spec.task != "perplexity" or bool(
+        spec.prompt
+    )  # a text that is read from its start has no turns
+    if chat is not None and chat != (spec.chat is not None) and can_chat:
+        spec = spec.model_copy(update={"chat": Chat() if chat else None})
+        fingerprint = hashlib.sha256(f"{fingerprint} chat={chat}".encode()).hexdigest()
+    available = int(record["items"])
+    limits = [number for number in (limit, spec.limit, available) if number is not None]
+    return PreparedBenchmark(spec, fingerprint, min(limits), available)
+
+
+def stored_record(key: str, store: ResultsStore) -> dict[str, Any]:
+    """The record of a prepared benchmark. Raises UserError where there is none."""
     record = store.benchmark(key)
     if record is None:
         raise UserError(
             f"benchmark {key} is not prepared yet: materialize the asset 'benchmark' for it "
             "(or run 'make evaluate', which does)"
         )
-    spec = BenchmarkSpec.model_validate(record["spec"])
-    items = items_from_table(store.items(key, record["fingerprint"]))
-    limits = [number for number in (limit, spec.limit) if number is not None]
-    return Benchmark(
-        spec, record["fingerprint"], select_items(items, min(limits) if limits else None), len(items)
-    )
+    return record

@@ -2,23 +2,44 @@
 
 import dagster as dg
 
-from eval_assets.automation import JOBS
+from eval_assets.automation import JOBS, SCHEDULES, SENSORS, SETTLE_SECONDS
 from eval_assets.benchmarks import benchmark
 from eval_assets.evaluations import evaluation
 from eval_assets.leaderboard import leaderboard
 from eval_assets.model_versions import model_version
+from eval_assets.on_demand import ON_DEMAND
+from eval_assets.partitions import SUITE
+from eval_assets.promotion import promotion
+from eval_assets.tracking import tracking
 from resources.configured import EngineResource, RegistryResource, StoreResource
 from resources.settings import Settings
 
 
-def definitions(settings: Settings) -> dg.Definitions:
-    """Everything that Dagster is to know, on the store, registry and engine that the settings name."""
+def definitions(settings: Settings, settle_seconds: float = SETTLE_SECONDS) -> dg.Definitions:
+    """Everything that Dagster is to know, on the store, registries and engine that the settings name.
+
+    `settle_seconds`: a model folder that changed more recently is still being copied.
+    """
+    tracked = tracking(settings.models, settings.registry, SUITE)
     return dg.Definitions(
-        assets=[model_version, benchmark, evaluation, leaderboard],
-        jobs=JOBS,
+        assets=[model_version, benchmark, evaluation, promotion, leaderboard],
+        jobs=[*JOBS, *ON_DEMAND],
+        schedules=SCHEDULES,
+        sensors=SENSORS,
         resources={
             "store": StoreResource(root=settings.store),
-            "registry": RegistryResource(root=settings.registry),
+            "registry": RegistryResource(
+                sources=[
+                    {
+                        "names": entry.names,
+                        "registry": entry.registry.model_dump(mode="json", exclude_none=True),
+                    }
+                    for entry in tracked.models
+                ],
+                cache=str(settings.cache),
+                notes=f"{settings.store}/labels",
+                settle_seconds=settle_seconds,
+            ),
             "engines": EngineResource(
                 device=settings.device,
                 device_map=settings.device_map,

@@ -4,33 +4,43 @@ import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets.benchmarks import stored_benchmark
-from eval_assets.evaluator import Outcome, cell_for, evaluate
+from eval_assets.attempts import FORCE_TAG, INTERRUPTED_TAG, announce, confess, one_line
+from eval_assets.benchmarks import PreparedBenchmark
+from eval_assets.comparing import CellComparison, compare_records
+from eval_assets.evaluator import Benchmark, Outcome, evaluate
 from eval_assets.events import record_materialization
-from eval_assets.gates import check_cell, check_specs, record_checks
-from eval_assets.metrics import ScoringSettings
+from eval_assets.gates import (
+    CheckOutcome,
+    check_cell,
+    check_specs,
+    no_regression,
+    record_checks,
+    reproduced,
+)
 from eval_assets.model_versions import recorded
-from eval_assets.partitions import cell_key, cells_of_run, grid
+from eval_assets.observing import Observer
+from eval_assets.partitions import SUITE, RunCell, cell_key, cells_of_run, grid
 from eval_assets.progress import Progress
+from eval_assets.reconciling import Task, Work
+from eval_assets.sequential import decide
 from eval_assets.tasks import SCORING_VERSION
+from eval_assets.tracking import tracking
 from resources import interrupts
 from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Sample
-from resources.registries import Registry
+from resources.registries import ModelVersion, Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
 
 LOG_SECONDS = 10.0
-FORCE_TAG = "eval/force"
-"""On a run: evaluate its cells again although they are committed."""
-INTERRUPTED_TAG = "eval/interrupted"
-"""On a run that was told to end before it was done: by which signal."""
+Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
+
 
 _listeners: list[Callable[[Progress], None]] = []
 
@@ -43,13 +53,6 @@ def progress_to(listener: Callable[[Progress], None]) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(listener)
-
-
-def scoring_settings(settings: Settings) -> ScoringSettings:
-    """What the metrics need to know of their surroundings."""
-    return ScoringSettings(
-        bertscore_model=settings.bertscore_model, bertscore_layers=settings.bertscore_layers
-    )
 
 
 _COLUMNS = {
@@ -131,7 +134,15 @@ def evaluation(
     yield from ()
     try:
         with interrupts.watching():
-            _evaluate_cells(context, registry, store, engines)
+            evaluate_cells(
+                context,
+                cells_of_run(context),
+                registry,
+                store,
+                engines,
+                Settings.from_environment(),
+                force=context.run.tags.get(FORCE_TAG) == "true",
+            )
     except (KeyboardInterrupt, DagsterExecutionInterruptedError):
         # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
         signal = interrupts.received()
@@ -141,32 +152,54 @@ def evaluation(
         raise
 
 
-def _evaluate_cells(
-    context: dg.AssetExecutionContext, registry: Registry, store: ResultsStore, engines: EngineResource
+def evaluate_cells(
+    context: Context,
+    places: Sequence[RunCell],
+    registry: Registry,
+    store: ResultsStore,
+    engines: EngineResource,
+    settings: Settings,
+    *,
+    force: bool,
 ) -> None:
-    force = context.run.tags.get(FORCE_TAG) == "true"
-    failed: dict[str, str] = {}
-    for run_cell in cells_of_run(context):
-        dataset, model_key = run_cell.dataset, run_cell.model
-        partition = cell_key(dataset, model_key)
+    """Evaluate cells, those of one model after each other; a cell that fails takes no other with it.
+
+    Raises dg.Failure, naming the cells that failed, after all have had their turn.
+    """
+    failed: dict[str, dict[str, Exception]] = {}
+    cells: list[tuple[RunCell, _Cell | None]] = []
+    for run_cell in places:
         try:
-            cell = _Cell(context, dataset, model_key, registry, store, engines)
+            cells.append((run_cell, _Cell(context, run_cell, registry, store, engines, settings)))
+        except UserError as error:
+            cells.append((run_cell, None))
+            if run_cell.meant:
+                failed.setdefault(run_cell.model, {})[run_cell.dataset] = error
+    announce(context, [cell.task for run_cell, cell in cells if cell is not None and run_cell.meant])
+    for run_cell, cell in cells:
+        if cell is None:
+            continue
+        try:
             if run_cell.meant:
                 cell.evaluate(force=force)
             elif cell.is_committed():
                 # Dagster takes the whole range for planned: a good cell between two that are meant would
                 # otherwise show as skipped or failed.
                 cell.evaluate(force=False)
-        except UserError as error:
-            if run_cell.meant:
-                failed[partition] = str(error)
         except Exception as error:
             # Whatever one cell ran into, the next one of the row gets its turn; the run fails below.
-            context.log.exception(f"{model_key} on {dataset} failed")
-            failed[partition] = f"{type(error).__name__}: {error}"
+            if not isinstance(error, UserError):
+                context.log.exception(f"{run_cell.model} on {run_cell.dataset} failed")
+            if run_cell.meant or not isinstance(error, UserError):
+                failed.setdefault(run_cell.model, {})[run_cell.dataset] = error
     if failed:
-        lines = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
-        raise dg.Failure(f"{len(failed)} of the run's cells failed: {lines}", allow_retries=False)
+        confess(context, {name: error for of_model in failed.values() for name, error in of_model.items()})
+        lines = [
+            f"{cell_key(dataset, model)}: {one_line(error)}"
+            for model, of_model in failed.items()
+            for dataset, error in of_model.items()
+        ]
+        raise dg.Failure(f"{len(lines)} of the run's cells failed: {'; '.join(lines)}", allow_retries=False)
 
 
 class _Cell:
@@ -174,59 +207,152 @@ class _Cell:
 
     def __init__(
         self,
-        context: dg.AssetExecutionContext,
-        dataset: str,
-        model_key: str,
+        context: Context,
+        place: RunCell,
         registry: Registry,
         store: ResultsStore,
         engines: EngineResource,
+        settings: Settings,
     ) -> None:
         """Raises UserError where the version is not registered or the benchmark is not prepared."""
         self._context, self._store, self._engines = context, store, engines
-        self._settings = Settings.from_environment()
-        self._scoring = scoring_settings(self._settings)
-        self._model = recorded(model_key, registry, store)
-        self._benchmark = stored_benchmark(dataset, store, self._settings.limit)
-        self._cell = cell_for(self._model, self._benchmark, engines.fingerprint_fields(), self._scoring)
+        self._settings = settings
+        tracked = tracking(self._settings.models, self._settings.registry, SUITE)
+        self._look = Observer(context.instance, registry, store, tracked, self._settings)
+        self._cells = self._look.cells
+        self._model = recorded(place.model, registry, store)
+        self._benchmark = self._cells.benchmark(self._model.name, place.dataset)
+        self._cell = self._cells.cell(self._model, self._benchmark)
+
+    @property
+    def task(self) -> Task:
+        return Task(Work.EVALUATE, self._cell.model, self._cell.dataset, self._cell.fingerprint[:16])
 
     def is_committed(self) -> bool:
         return self._store.committed(self._cell) is not None
 
     def evaluate(self, *, force: bool) -> None:
-        """Evaluate or reuse, then record the materialization and the checks."""
-        context, cell, benchmark = self._context, self._cell, self._benchmark
+        """Evaluate or reuse, look by look where that is asked for; record materialization and checks."""
+        before = self._store.committed(self._cell) if force else None
+        against = self._against()
+        looks = self._looks(staged=against is not None and not force)
+        earlier: Sequence[Sample] = [] if force else self._samples_before()
+        for number, asked in enumerate(looks):
+            stage = None if len(looks) == 1 else {"look": number, "looks": len(looks)}
+            outcome, benchmark = self._evaluated(asked, earlier, stage, force=force)
+            earlier = self._store.samples(outcome.record)
+            compared = self._compared(outcome.record, against)
+            if compared is not None and self._decided(compared, number):
+                break
+        self._record(outcome, benchmark, earlier, compared, before if not outcome.reused else None)
+
+    def _evaluated(
+        self,
+        asked: PreparedBenchmark,
+        earlier: Sequence[Sample],
+        stage: Mapping[str, Any] | None,
+        *,
+        force: bool,
+    ) -> tuple[Outcome, Benchmark]:
+        benchmark = asked.read(self._store)
         outcome = evaluate(
-            cell,
+            self._cells.cell(self._model, asked),
             self._model,
             benchmark,
-            lambda: self._engines.load(self._model),
+            lambda: self._engines.load(self._model, self._cells.dtype(self._model.name)),
             self._store,
-            scoring=self._scoring,
+            scoring=self._cells.scoring,
+            earlier=earlier,
+            stage=stage,
             force=force,
-            run_id=context.run.run_id,
+            run_id=self._context.run.run_id,
             revision=self._settings.git_revision,
-            on_progress=_Reporter(context),
-            on_warning=context.log.warning,
+            on_progress=_Reporter(self._context),
+            on_warning=self._context.log.warning,
         )
-        samples = self._store.samples(outcome.record)
+        return outcome, benchmark
+
+    def _record(
+        self,
+        outcome: Outcome,
+        benchmark: Benchmark,
+        samples: Sequence[Sample],
+        compared: CellComparison | None,
+        before: Mapping[str, Any] | None,
+    ) -> None:
+        context, cell = self._context, self._cell
         partition = cell_key(cell.dataset, cell.model)
         record_materialization(
             context,
             "evaluation",
             partition,
-            data_version=cell.fingerprint,
+            data_version=outcome.record["fingerprint"],
             code_version=SCORING_VERSION,
             inputs={"model_version": cell.model, "benchmark": cell.dataset},
             metadata=_metadata(outcome, samples, benchmark.available),
         )
-        record_checks(context, partition, check_cell(benchmark, outcome.record, samples))
+        outcomes = check_cell(benchmark, outcome.record, samples)
+        outcomes.append(CheckOutcome("evaluated", True))
+        if compared is not None:
+            outcomes.append(no_regression(compared))
+            self._store.save_comparison(cell.dataset, cell.model, compared.as_row())
+        if before is not None:
+            outcomes.append(reproduced(outcome.record, before))
+        record_checks(context, partition, outcomes)
         context.log.info(_summary(outcome))
+
+    def _looks(self, *, staged: bool) -> list[PreparedBenchmark]:
+        """How much of the benchmark is asked at each look; all at once where it is evaluated already."""
+        entry = self._cells.tracking.entry(self._model.name)
+        if entry is None or not entry.staged or not staged or self.is_committed():
+            return [self._benchmark]  # its one look has the number 0 and stops nothing
+        return self._cells.looks(self._benchmark)
+
+    def _samples_before(self) -> Sequence[Sample]:
+        """What an earlier look has found, if the evaluation is one that was stopped there."""
+        entry = self._cells.tracking.entry(self._model.name)
+        if entry is None or not entry.staged or self.is_committed():
+            return []
+        for look in self._cells.looks(self._benchmark)[-2::-1]:
+            record = self._store.committed(self._cells.cell(self._model, look))
+            if record is not None:
+                return self._store.samples(record)
+        return []
+
+    def _against(self) -> Mapping[str, Any] | None:
+        """The evaluation of the version in production on this benchmark, where there is one."""
+        try:
+            key = self._look.baselines([self._cell.model]).get(self._model.name)
+            record = self._store.model_version(key) if key is not None and key != self._cell.model else None
+            if record is None:
+                return None
+            return self._cells.evaluation(ModelVersion.from_dict(record), self._cell.dataset, None)
+        except UserError as error:
+            self._context.log.info(f"{self._cell.model} on {self._cell.dataset}: not compared: {error}")
+            return None
+
+    def _compared(
+        self, record: Mapping[str, Any], against: Mapping[str, Any] | None
+    ) -> CellComparison | None:
+        if against is None:
+            return None
+        try:
+            return compare_records(self._cells, record, against, self._benchmark.spec)
+        except UserError as error:
+            self._context.log.info(f"{self._cell.model} on {self._cell.dataset}: not compared: {error}")
+            return None
+
+    def _decided(self, compared: CellComparison, look: int) -> bool:
+        entry = self._cells.tracking.entry_of(self._cell.model)
+        family = len(entry.datasets(SUITE))
+        tolerance = entry.tolerance_of(self._cell.dataset)
+        return decide(compared.comparison, tolerance, look, family=family).stop
 
 
 class _Reporter:
     """Passes progress on: to listeners at once, to the run's log every `LOG_SECONDS`."""
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
         self._logged_at = time.monotonic()
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from eval_assets.asking import answers
 from eval_assets.metrics import METRICS, ScoringSettings, estimate_metrics, score_samples
@@ -29,7 +29,7 @@ from eval_assets.tasks import SCORING_VERSION
 from resources import interrupts
 from resources.engines import Engine, Step
 from resources.records import Estimate, MetricRow, Sample
-from resources.registries import ModelVersion
+from resources.registries import FileFacts, ModelVersion
 from resources.registries.files import digest_of, model_files, read_facts
 from resources.results import AlreadyCommittedError, Cell, EvaluationWriter, ResultsStore
 
@@ -48,6 +48,24 @@ class Benchmark:
     available: int
     """Items that the benchmark has; more than `items` under a limit."""
 
+    @property
+    def count(self) -> int:
+        """How many items are asked."""
+        return len(self.items)
+
+
+class Asked(Protocol):
+    """What of a benchmark makes a cell what it is; a `Benchmark`, or one whose items were not read."""
+
+    @property
+    def spec(self) -> BenchmarkSpec: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def available(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -59,7 +77,7 @@ class Outcome:
 
 def cell_for(
     model: ModelVersion,
-    benchmark: Benchmark,
+    benchmark: Asked,
     engine_fields: Mapping[str, Any],
     scoring: ScoringSettings,
 ) -> Cell:
@@ -67,13 +85,17 @@ def cell_for(
     identity = {
         "model": model.digest,
         "benchmark": benchmark.fingerprint,
-        "items": None if len(benchmark.items) == benchmark.available else len(benchmark.items),
+        "items": None if benchmark.count == benchmark.available else benchmark.count,
         "engine": dict(engine_fields),
         "encoder": _encoder_identity(benchmark.spec, scoring),
         "scoring": SCORING_VERSION,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Cell(benchmark.spec.key, model.key, digest)
+
+
+_encoder_facts: dict[Path, Mapping[str, FileFacts]] = {}
+"""What was read of encoders, so that their files are hashed once a process."""
 
 
 def _encoder_identity(spec: BenchmarkSpec, scoring: ScoringSettings) -> list[Any] | None:
@@ -83,7 +105,10 @@ def _encoder_identity(spec: BenchmarkSpec, scoring: ScoringSettings) -> list[Any
     folder = Path(scoring.bertscore_model or "")
     if not folder.is_dir():
         return [scoring.bertscore_model, scoring.bertscore_layers]
-    facts = read_facts(model_files(folder, "the BERTScore encoder"), {}, "the BERTScore encoder")
+    facts = read_facts(
+        model_files(folder, "the BERTScore encoder"), _encoder_facts.get(folder, {}), "the BERTScore encoder"
+    )
+    _encoder_facts[folder] = facts
     return [digest_of(facts), scoring.bertscore_layers]
 
 
@@ -95,6 +120,8 @@ def evaluate(
     store: ResultsStore,
     *,
     scoring: ScoringSettings,
+    earlier: Sequence[Sample] = (),
+    stage: Mapping[str, Any] | None = None,
     force: bool = False,
     run_id: str = "",
     revision: str | None = None,
@@ -103,8 +130,9 @@ def evaluate(
 ) -> Outcome:
     """Evaluate a cell, or reuse its committed evaluation of the same fingerprint unless `force`.
 
-    `load_engine` is called only if something is left to compute. Raises UserError for what a user can
-    put right; whatever is raised, finished samples stay in the store.
+    `load_engine` is called only if something is left to compute. `earlier` are samples that an evaluation of
+    fewer items has of the same model and benchmark: they are taken over. `stage` goes into the record.
+    Raises UserError for what a user can put right; whatever is raised, finished samples stay in the store.
     """
     committed = None if force else store.committed(cell)
     if committed is not None:
@@ -113,7 +141,17 @@ def evaluate(
     try:
         with store.writer(cell, force=force, owner=run_id) as writer:
             record = _Evaluation(
-                cell, model, benchmark, writer, scoring, run_id, revision, on_progress, on_warning
+                cell,
+                model,
+                benchmark,
+                writer,
+                scoring,
+                run_id,
+                revision,
+                on_progress,
+                on_warning,
+                earlier,
+                stage,
             ).run(load_engine)
     except AlreadyCommittedError:
         return Outcome(cast(dict[str, Any], store.committed(cell)), reused=True)
@@ -132,6 +170,8 @@ class _Evaluation:
         revision: str | None,
         on_progress: Callable[[Progress], None],
         on_warning: Callable[[str], None],
+        earlier: Sequence[Sample],
+        stage: Mapping[str, Any] | None,
     ) -> None:
         self.cell = cell
         self.name = f"{cell.model} on {cell.dataset}"
@@ -151,11 +191,15 @@ class _Evaluation:
             on_warning(f"{self.name}: progress part {name} is damaged: its samples are computed again")
         self.samples = {sample.sample_id: sample for sample in finished}
         self.resumed = len(self.samples)
+        taken = {s.sample_id: s for s in earlier if s.sample_id in self.items and s.error is None}
+        self.samples = {**taken, **self.samples}
+        self.taken = len(self.samples) - self.resumed
+        self.stage = stage
         self.work_total = sum(work_of(item) for item in benchmark.items)
         self.work_resumed = sum(work_of(self.items[sample_id]) for sample_id in self.samples)
         self.work_done = self.work_resumed
         self.unsaved: list[Sample] = []
-        self.saved = self.resumed
+        self.saved = len(self.samples)
         self.began_at = self.flushed_at = self.reported_at = time.monotonic()
         self.flush_cost = 0.0
         self.ending = threading.Lock()
@@ -266,7 +310,7 @@ class _Evaluation:
                 self.cell,
                 len(self.samples),
                 len(self.items),
-                self.resumed,
+                self.resumed + self.taken,
                 self.work_done,
                 self.work_resumed,
                 self.work_total,
@@ -299,6 +343,8 @@ class _Evaluation:
             "items_available": self.benchmark.available,
             "samples": len(samples),
             "samples_resumed": self.resumed,
+            "samples_taken_over": self.taken,
+            "stage": None if self.stage is None else dict(self.stage),
             "interruptions": self.writer.interruptions,
             "parts_discarded": len(self.damaged),
             "samples_with_error": errors,

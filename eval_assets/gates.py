@@ -14,6 +14,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 
+from eval_assets.comparing import CellComparison
 from eval_assets.evaluator import Benchmark, metric_of
 from eval_assets.metrics import answers_of
 from eval_assets.partitions import grid
@@ -29,6 +30,9 @@ _CHECKS = {
     "empty_outputs": f"At most {EMPTY_SHARE:.0%} of the generated outputs are empty (warning).",
     "score_in_range": "Each metric lies inside its possible range and its interval around it.",
     "above_chance": "The score of a multiple-choice benchmark is better than guessing (warning).",
+    "no_regression": "The version is not worse than the one in production, sample by sample.",
+    "reproduced": "Evaluated again with the same fingerprint, it finds the same, bit by bit.",
+    "evaluated": "It could be evaluated at all; fails when the automation has given it up.",
 }
 
 
@@ -133,32 +137,99 @@ def _above_chance(benchmark: Benchmark, record: Mapping[str, Any], samples: Sequ
 
 
 def record_checks(
-    context: dg.AssetExecutionContext, partition: str, outcomes: Sequence[CheckOutcome]
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    partition: str,
+    outcomes: Sequence[CheckOutcome],
 ) -> None:
     """Log the outcomes for one cell, after its materialization."""
-    target = _materialization_of_run(context, partition)
+    target = _latest_materialization(context.instance, partition)
+    if target is not None and target.run_id != context.run.run_id:
+        target = None
     for outcome in outcomes:
-        context.log_event(
-            dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey("evaluation"),
-                check_name=outcome.name,
-                passed=outcome.passed,
-                severity=dg.AssetCheckSeverity.WARN if outcome.warning_only else dg.AssetCheckSeverity.ERROR,
-                metadata=dict(outcome.metadata),
-                partition=partition,
-                target_materialization_data=target,
-            )
+        # An op's context takes checks, too, though its type does not say so.
+        context.log_event(_event(partition, outcome, target))  # type: ignore[arg-type]
+
+
+def no_regression(cell: CellComparison) -> CheckOutcome:
+    """The verdict on a cell as a check: 'worse' fails it, an undecided one is a warning."""
+    comparison, verdict = cell.comparison, cell.verdict
+    numbers = {
+        "difference": comparison.difference,
+        "stderr": comparison.stderr,
+        "stderr_unpaired": comparison.unpaired_stderr,
+        "ci_low": comparison.ci_low,
+        "ci_high": comparison.ci_high,
+        "detectable_difference": comparison.detectable,
+        "p_worse": verdict.p_worse,
+        "p_not_worse": verdict.p_not_worse,
+    }
+    return CheckOutcome(
+        "no_regression",
+        verdict.passed,
+        warning_only=verdict.name != "worse",
+        metadata={
+            "verdict": verdict.name,
+            "reason": verdict.reason,
+            "baseline": cell.baseline["model"],
+            "tolerance": verdict.tolerance,
+            "items": comparison.n,
+            "better_worse_same": f"{len(comparison.wins)} / {len(comparison.losses)} / {comparison.ties}",
+            "method": comparison.method,
+            **{name: float(value) for name, value in numbers.items() if value is not None},
+        },
+    )
+
+
+def reproduced(now: Mapping[str, Any], before: Mapping[str, Any]) -> CheckOutcome:
+    """Whether an evaluation found what an earlier one of the same fingerprint found."""
+    same = now["content_digest"] == before["content_digest"]
+    if before.get("samples_taken_over"):
+        # What was evaluated in stages went through other batches, which move a score by rounding.
+        same = now["metrics"].keys() == before["metrics"].keys() and all(
+            value == before["metrics"][name] or math.isclose(value, before["metrics"][name], rel_tol=1e-4)
+            for name, value in now["metrics"].items()
+            if value is not None
         )
+    return CheckOutcome(
+        "reproduced",
+        same,
+        metadata={
+            "content_digest": now["content_digest"],
+            "earlier_evaluation": before["evaluation_id"],
+            "earlier_content_digest": before["content_digest"],
+            "earlier_packages": dg.MetadataValue.json(before["packages"]),
+            "same_machine_settings": now["engine"] == before["engine"],
+        },
+    )
 
 
-def _materialization_of_run(
-    context: dg.AssetExecutionContext, partition: str
+def record_check(context: dg.AssetExecutionContext, partition: str, outcome: CheckOutcome) -> None:
+    """Log a check on a cell in another run than the cell's, on its latest materialization."""
+    context.log_event(_event(partition, outcome, _latest_materialization(context.instance, partition)))
+
+
+def _event(
+    partition: str, outcome: CheckOutcome, target: AssetCheckEvaluationTargetMaterializationData | None
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey("evaluation"),
+        check_name=outcome.name,
+        passed=outcome.passed,
+        severity=dg.AssetCheckSeverity.WARN if outcome.warning_only else dg.AssetCheckSeverity.ERROR,
+        metadata=dict(outcome.metadata),
+        partition=partition,
+        target_materialization_data=target,
+    )
+
+
+def _latest_materialization(
+    instance: dg.DagsterInstance, partition: str
 ) -> AssetCheckEvaluationTargetMaterializationData | None:
     # Dagster calls the check of a partition missing unless it names the partition's latest materialization.
-    records = context.instance.fetch_materializations(
+    records = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=dg.AssetKey("evaluation"), asset_partitions=[partition]), limit=1
     ).records
-    if not records or records[0].run_id != context.run.run_id:
+    if not records:
         return None
     return AssetCheckEvaluationTargetMaterializationData(
         storage_id=records[0].storage_id, run_id=records[0].run_id, timestamp=records[0].timestamp

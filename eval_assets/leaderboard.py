@@ -15,7 +15,7 @@ _DESCRIPTIONS = {
     "score": "Its value over the items asked.",
     "95% interval": "Where the value over all such items lies, with 95 % confidence.",
     "n": "Items asked, of those that the benchmark has.",
-    "change since": "Paired difference from the oldest version of the model, with its 95 % interval.",
+    "against": "Verdict, paired difference and its 95 % interval, against the version in production.",
 }
 COLUMNS = tuple(_DESCRIPTIONS)
 
@@ -30,31 +30,26 @@ class Row:
     score: str
     interval: str
     n: str
-    change: str
+    against: str
 
     def cells(self) -> tuple[str, ...]:
         """The values in the order of `COLUMNS`."""
-        return (self.benchmark, self.model, self.metric, self.score, self.interval, self.n, self.change)
+        return (self.benchmark, self.model, self.metric, self.score, self.interval, self.n, self.against)
 
 
 def leaderboard_rows(catalog: Catalog) -> list[Row]:
-    """The current evaluation of each cell, each compared with the oldest version of its model.
+    """The current evaluation of each cell, compared with that of the version in production.
 
-    The comparison is paired, sample by sample: better and worse where the 95 % interval of the difference
-    excludes zero, unchanged where it lies within 5 points, undecided where the items don't tell.
+    The comparison is paired, sample by sample, and its verdict is that of `verdicts`.
     """
     with catalog.connect() as connection:
         found = connection.execute(
             """
-            WITH first AS (
-                SELECT dataset, model_name, arg_min(model, finished_at) AS baseline
-                FROM history GROUP BY ALL)
             SELECT l.dataset, l.model, l.metric, l.value, l.ci_low, l.ci_high, l.n, l.items_available,
-                   l.status, first.baseline, c.change, c.difference, c.ci_low, c.ci_high
+                   l.status, c.baseline, c.verdict, c.difference, c.ci_low, c.ci_high
             FROM leaderboard l
-            JOIN first USING (dataset, model_name)
             LEFT JOIN comparisons c
-              ON c.dataset = l.dataset AND c.model = l.model AND c.baseline = first.baseline
+              ON c.dataset = l.dataset AND c.model = l.model AND c.candidate_evaluation = l.evaluation_id
             ORDER BY l.dataset, l.model
             """
         ).fetchall()
@@ -70,7 +65,7 @@ def leaderboard_rows(catalog: Catalog) -> list[Row]:
         available,
         status,
         baseline,
-        change,
+        name,
         *difference,
     ) in found:
         if status != "valid":
@@ -78,21 +73,19 @@ def leaderboard_rows(catalog: Catalog) -> list[Row]:
         else:
             score = _number(value)
             interval = "" if low is None else f"{_number(low)} to {_number(high)}"
-            verdict = _verdict(model, baseline, change, difference)
+            verdict = _verdict(baseline, name, difference)
         count = f"{n:,}" if n == available else f"{n:,} of {available:,}"
         rows.append(Row(dataset, model, metric, score, interval, count, verdict))
     return rows
 
 
-def _verdict(model: str, baseline: str, change: str | None, difference: Sequence[float | None]) -> str:
-    if model == baseline:
-        return "first version"
-    if change is None:
-        return f"not comparable with {baseline}"
+def _verdict(baseline: str | None, name: str | None, difference: Sequence[float | None]) -> str:
+    if baseline is None:
+        return ""
     mean, low, high = difference
     if mean is None or low is None or high is None:
-        return f"{change} ({baseline})"
-    return f"{change} ({mean:+.3f}, {low:+.3f} to {high:+.3f}; {baseline})"
+        return f"{name} ({baseline})"
+    return f"{name} ({mean:+.3f}, {low:+.3f} to {high:+.3f}; {baseline})"
 
 
 def _number(value: float | None) -> str:

@@ -1,11 +1,14 @@
 """Asset `model_version`: a version of a model, fetched, verified, measured and recorded."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import dagster as dg
 
+from eval_assets.attempts import announce, confess
 from eval_assets.events import record_materialization
 from eval_assets.partitions import models
+from eval_assets.reconciling import Task, Work, short
 from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry
@@ -32,7 +35,11 @@ def model_version(
     """A model version whose files were verified (digest, safetensors, tokenizer) and measured."""
     yield from ()
     for key in context.partition_keys:
-        register(context, key, registry, store)
+        try:
+            register(context, key, registry, store)
+        except UserError as error:
+            confess(context, {"": error})
+            raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def register(
@@ -41,11 +48,13 @@ def register(
     registry: Registry,
     store: ResultsStore,
 ) -> ModelVersion:
-    """Fetch, verify and measure a version, record it in the store and as a materialization."""
-    try:
-        version = measured(key, registry, store)
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    """Fetch, verify and measure a version, record it in the store and as a materialization.
+
+    Raises UserError for what is wrong with it.
+    """
+    revision = registry.revision(ModelKey.parse(key))  # first: what changes from here on is seen next time
+    announce(context, [Task(Work.REGISTER, key, "", short(revision))])
+    version = replace(measured(key, registry, store), revision=revision)
     store.save_model_version(key, version.as_dict())
     record_materialization(
         context,

@@ -2,41 +2,36 @@
 
 import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets.automation import RowRequest, plan
-from eval_assets.benchmarks import is_current, stored_benchmark
+from eval_assets import attempts
+from eval_assets.benchmarks import PreparedBenchmark, is_current
 from eval_assets.definitions import definitions
-from eval_assets.evaluations import FORCE_TAG, scoring_settings
-from eval_assets.evaluator import Benchmark, cell_for
 from eval_assets.events import latest_materialization
 from eval_assets.model_versions import measured
-from eval_assets.partitions import DATASETS_TAG, SUITE, cell_key, grid, row_tags
+from eval_assets.observing import Observer, data_versions
+from eval_assets.partitions import SUITE, cell_key, row_tags
 from eval_assets.progress import work_of
+from eval_assets.reconciling import Policy, Request, Version, Work, World, reconcile
+from eval_assets.tracking import tracking
 from resources import interrupts
-from resources.engines.settings import EngineSettings, fingerprint_fields
 from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.lease import process_exists
 from resources.registries import ModelVersion
-from resources.registries.folder import FolderRegistry
+from resources.registries.sources import open_registries
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
 PROCESS_TAG = "eval/process"
 _INTERRUPTED = DagsterExecutionInterruptedError.__name__
-_ACTIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+_ONCE = Policy(tries=10**9, first_wait=0.0, requests_at_once=10**9)
+"""A person who asks wants it tried now, whatever failed before."""
 
 
 class RunFailedError(UserError):
@@ -54,15 +49,20 @@ class Runs:
         self.instance = dg.DagsterInstance.get()
         self.settings = Settings.from_environment()
         self.store = ResultsStore(self.settings.store)
-        self.registry = FolderRegistry(self.settings.registry)
-        self._engine = EngineSettings(device=self.settings.device, dtype=self.settings.dtype)
-        self._definitions = definitions(self.settings)
+        self.tracking = tracking(self.settings.models, self.settings.registry, SUITE)
+        self.registry = open_registries(
+            [(entry.names, entry.registry) for entry in self.tracking.models],
+            self.settings.cache,
+            f"{self.settings.store}/labels",
+        )
+        self.look = Observer(self.instance, self.registry, self.store, self.tracking, self.settings)
+        self._definitions = definitions(self.settings, settle_seconds=0.0)
         self._process = f"{socket.gethostname()}:{os.getpid()}"
         self._end_orphans()
 
     def models(self, patterns: Sequence[str]) -> list[str]:
         """Keys of the registry's versions that match a pattern (``name@version``, ``*`` for any text)."""
-        keys = [str(key) for key in self.registry.versions()]
+        keys = [str(key) for key in self.registry.versions().keys]
         chosen: list[str] = []
         for pattern in patterns or ["*"]:
             matching = [key for key in keys if fnmatchcase(key, pattern)]
@@ -70,7 +70,7 @@ class Runs:
                 if "*" in pattern or "?" in pattern:
                     known = ", ".join(keys[:10]) or "none"
                     raise UserError(
-                        f"no model version in {self.settings.registry} matches {pattern!r}; it has: {known}"
+                        f"no model version in {self.registry.root} matches {pattern!r}; it has: {known}"
                     )
                 self.registry.fetch(ModelKey.parse(pattern))
             chosen += [key for key in matching if key not in chosen]
@@ -105,50 +105,94 @@ class Runs:
                 outcomes[key] = None
         return outcomes
 
-    def cells(self, models: Sequence[str], datasets: Sequence[str]) -> "dict[Cell, Benchmark]":
+    def cells(self, models: Sequence[str], datasets: Sequence[str]) -> "dict[Cell, PreparedBenchmark]":
         """The cells that should have an evaluation, with today's fingerprints."""
-        fields = fingerprint_fields(self._engine)
-        scoring = scoring_settings(self.settings)
-        benchmarks = {key: stored_benchmark(key, self.store, self.settings.limit) for key in datasets}
         cells = {}
         for key in models:
             record = self.store.model_version(key)
             if record is None:
                 raise UserError(f"model version {key} is not registered: run 'make register'")
             version = ModelVersion.from_dict(record)
-            for benchmark in benchmarks.values():
-                cells[cell_for(version, benchmark, fields, scoring)] = benchmark
+            for dataset in datasets:
+                benchmark = self.look.cells.benchmark(version.name, dataset)
+                cells[self.look.cells.cell(version, benchmark)] = benchmark
         return cells
 
-    def finished(self, cells: Collection[Cell]) -> set[str]:
+    def finished(self, cells: Mapping[Cell, PreparedBenchmark]) -> set[str]:
         """Fingerprints of the cells whose evaluation is committed and is what this instance shows.
 
         One that is committed only (by another instance, or before something was changed and put back) still
         needs a run, which reuses it.
         """
-        return {
-            cell.fingerprint
-            for cell in cells
-            if self.store.committed(cell) is not None
-            and self._shows("evaluation", cell_key(cell.dataset, cell.model), cell.fingerprint)
-        }
+        baselines = self.look.baselines([cell.model for cell in cells])
+        shown = data_versions(self.instance, "evaluation")
+        done = set()
+        for cell, benchmark in cells.items():
+            record = self.store.model_version(cell.model) or {}
+            version = ModelVersion.from_dict(record)
+            now = shown.get(str(cell_key(cell.dataset, cell.model)))
+            accepted = self.look.cells.accepted(version, benchmark, baselines.get(version.name))
+            if any(one.fingerprint == now and self.store.committed(one) is not None for _, one in accepted):
+                done.add(cell.fingerprint)
+        return done
 
-    def missing(self, cells: Collection[Cell], *, force: bool = False) -> list[RowRequest]:
+    def missing(self, cells: Mapping[Cell, PreparedBenchmark], *, force: bool = False) -> list[Request]:
         """The runs that the cells still need."""
-        return plan(cells, set() if force else self.finished(cells), self._in_flight())
+        rows: dict[str, list[str]] = {}
+        for cell in cells:
+            rows.setdefault(cell.model, []).append(cell.dataset)
+        finished = set() if force else self.finished(cells)
+        world = World(
+            now=0.0,
+            versions=tuple(Version(model, "", True, tuple(row), model) for model, row in rows.items()),
+            signatures={},
+            prepared={cell.dataset for cell in cells},
+            fingerprints={(cell.model, cell.dataset): cell.fingerprint[:16] for cell in cells},
+            finished={
+                (c.model, c.dataset, c.fingerprint[:16]) for c in cells if c.fingerprint in finished},
+            in_flight=attempts.in_flight(self.instance),
+        )  # fmt: skip
+        return list(reconcile(world, _ONCE).requests)
 
-    def evaluate(self, request: RowRequest, *, force: bool = False) -> None:
+    def evaluate(self, request: Request, *, force: bool = False) -> None:
         """Run one row; raises RunFailedError naming the cells that failed."""
         self.evaluate_cells(request.model, request.datasets, force=force)
+
+    def judge(self, models: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Judge the versions that are ready for it, in the order of their registration; yields each verdict.
+
+        Raises RunFailedError where one can't be judged.
+        """
+        done: set[str] = set()
+        while True:
+            decision = reconcile(self.look.world(models), _ONCE)
+            ready = [
+                request.model
+                for request in decision.requests
+                if request.work is Work.JUDGE and request.model in models and request.model not in done
+            ]
+            if not ready:
+                return
+            for model in ready:
+                done.add(model)
+                self._run("judge_models", partition_key=model)
+                yield self.store.verdicts()[model]
 
     def evaluate_cells(self, model: str, datasets: Sequence[str], *, force: bool = False) -> None:
         """Run these cells of a model's row, evaluated or not; raises RunFailedError."""
         tags = row_tags(model, datasets)
-        self._run("evaluate_models", tags={**tags, **({FORCE_TAG: "true"} if force else {})})
+        self._run("evaluate_models", tags={**tags, **({attempts.FORCE_TAG: "true"} if force else {})})
 
     def refresh_leaderboard(self) -> None:
         """Bring the catalogue up to date."""
         self._run("refresh_leaderboard")
+
+    def work_left(self, cells: Mapping[Cell, PreparedBenchmark]) -> int:
+        """Characters that the models will be shown for these cells, a stand-in for time."""
+        shown: dict[PreparedBenchmark, int] = {}
+        for benchmark in set(cells.values()):
+            shown[benchmark] = sum(work_of(item) for item in benchmark.read(self.store).items)
+        return sum(shown[benchmark] for benchmark in cells.values())
 
     def _needs_registration(self, key: str) -> bool:
         record = self.store.model_version(key)
@@ -189,42 +233,14 @@ class Runs:
         if not result.success:
             raise RunFailedError(f"run {result.run_id[:8]} of {job} failed: {_reason(result)}")
 
-    def _in_flight(self) -> dict[str, set[str]]:
-        active = self.instance.get_runs(dg.RunsFilter(job_name="evaluate_models", statuses=_ACTIVE))
-        rows: dict[str, set[str]] = {}
-        for run in active:
-            for dataset, model in _cells_of_tags(run.tags):
-                rows.setdefault(model, set()).add(dataset)
-        return rows
-
     def _end_orphans(self) -> None:
         """Mark runs of a terminal that was killed as failed; the UI would show them as running for ever."""
         host = socket.gethostname()
-        for run in self.instance.get_runs(dg.RunsFilter(statuses=_ACTIVE)):
+        for run in self.instance.get_runs(dg.RunsFilter(statuses=attempts.ACTIVE)):
             process = run.tags.get(PROCESS_TAG, "")
             owner, _, pid = process.rpartition(":")
             if owner == host and not process_exists(int(pid)):
                 self.instance.report_run_failed(run, f"its process ({process}) was ended")
-
-
-def work_left(cells: Mapping[Cell, Benchmark]) -> int:
-    """Characters that the models will be shown for these cells, a stand-in for time."""
-    return sum(work_of(item) for benchmark in cells.values() for item in benchmark.items)
-
-
-def _cells_of_tags(tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    start = tags.get("dagster/asset_partition_range_start") or tags.get("dagster/partition")
-    end = tags.get("dagster/asset_partition_range_end") or start
-    if start is None or end is None:
-        return []
-    first = grid.get_partition_key_from_str(start).keys_by_dimension
-    last = grid.get_partition_key_from_str(end).keys_by_dimension
-    order = list(SUITE)
-    if first["dataset"] not in SUITE or last["dataset"] not in SUITE:
-        return []
-    between = order[order.index(first["dataset"]) : order.index(last["dataset"]) + 1]
-    meant = tags.get(DATASETS_TAG)
-    return [(key, first["model"]) for key in between if not meant or key in meant.split(",")]
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:

@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from types import TracebackType
+from typing import Any
 
 import duckdb
 from rich.console import Console
@@ -33,8 +34,8 @@ def register_models(patterns: Sequence[str]) -> None:
     runs = Runs()
     keys = runs.models(patterns)
     if not patterns:
-        for place, reason in runs.registry.skipped():
-            console.print(f"skipped {place}: {reason}", style="yellow", markup=False)
+        for skipped in runs.registry.versions().skipped:
+            console.print(f"skipped {skipped.place}: {skipped.reason}", style="yellow", markup=False)
     runs.register(keys)
     table = Table(
         "model version", "architecture", "parameters", "weights", "context", "chat template", "digest"
@@ -57,7 +58,7 @@ def register_models(patterns: Sequence[str]) -> None:
 
 def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: bool) -> None:
     """Evaluate what is missing, with a progress bar, then print the leaderboard and where things are."""
-    from eval_assets.runs import RunFailedError, Runs, work_left
+    from eval_assets.runs import RunFailedError, Runs
 
     started = time.monotonic()
     datasets = [_known_benchmark(key) for key in benchmarks] or list(SUITE)
@@ -78,26 +79,33 @@ def evaluate_grid(patterns: Sequence[str], benchmarks: Sequence[str], *, force: 
     requests = runs.missing(cells, force=force)
     asked = {(request.model, dataset) for request in requests for dataset in request.datasets}
     todo = {cell: benchmark for cell, benchmark in cells.items() if (cell.model, cell.dataset) in asked}
-    elsewhere = 0 if force else len(set(cells) - set(todo)) - len(runs.finished(set(cells) - set(todo)))
+    rest = {cell: benchmark for cell, benchmark in cells.items() if cell not in todo}
+    elsewhere = 0 if force else len(rest) - len(runs.finished(rest))
     if elsewhere:
         console.print(f"{elsewhere} of {len(cells)} cells are being evaluated by other runs.")
     elif not todo:
         console.print(f"All {len(cells)} cells are evaluated already: nothing to do.")
     if todo:
         new = {cell: b for cell, b in todo.items() if force or runs.store.committed(cell) is None}
-        items = sum(len(benchmark.items) for benchmark in new.values())
+        items = sum(benchmark.count for benchmark in new.values())
         console.print(f"{len(new)} of {len(cells)} cells to evaluate, {items:,} samples.")
         if len(new) < len(todo):
             console.print(f"{len(todo) - len(new)} cells are in the store already and are only recorded.")
-        with _Bar(len(new), items, work_left(new)) as bar, progress_to(bar.update):
+        with _Bar(len(new), items, runs.work_left(new)) as bar, progress_to(bar.update):
             for request in requests:
                 try:
                     runs.evaluate(request, force=force)
                 except RunFailedError as error:
                     failures.append(str(error))
+    verdicts: list[dict[str, Any]] = []
+    try:
+        verdicts += runs.judge(models)
+    except RunFailedError as error:
+        failures.append(str(error))
     try:
         runs.refresh_leaderboard()
         show_leaderboard()
+        show_verdicts(verdicts)
     except UserError as error:
         failures.append(str(error))
     _say_where(runs.settings.store, time.monotonic() - started, models, datasets)
@@ -120,6 +128,15 @@ def show_leaderboard() -> None:
         last = position + 1 == len(rows) or rows[position + 1].benchmark != row.benchmark
         table.add_row(*row.cells(), end_section=last)
     console.print(table)
+
+
+def show_verdicts(verdicts: Sequence[Mapping[str, Any]]) -> None:
+    """Print what was decided on model versions, and why."""
+    for verdict in verdicts:
+        against = f" against {verdict['baseline']}" if verdict["baseline"] else ""
+        colour = {"failed": "red", "undecided": "yellow"}.get(verdict["status"], "green")
+        console.print(f"[{colour}]{verdict['model']}{against}: {verdict['status']}[/], {verdict['action']}")
+        console.print(f"  {verdict['reason']}", markup=False, soft_wrap=True)
 
 
 def run_query(query: str) -> None:

@@ -4,9 +4,10 @@
 puts the result in its place by one rename: readers keep the file that they have open and never wait.
 """
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from resources.errors import UserError
 from resources.results import RECORD, CurrentInputs, ResultsStore
 
 CATALOG = "catalog.duckdb"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _EVALUATION_FIELDS = {
     "evaluation_id": pa.string(),
@@ -82,6 +83,15 @@ CREATE TABLE samples (
     outputs STRUCT("text" VARCHAR, finish_reason VARCHAR, tokens INTEGER, scores MAP(VARCHAR, DOUBLE))[],
     scores MAP(VARCHAR, DOUBLE), error VARCHAR);
 CREATE TABLE current_models (model VARCHAR, digest VARCHAR);
+CREATE TABLE comparisons (
+    dataset VARCHAR, model VARCHAR, baseline VARCHAR, metric VARCHAR, verdict VARCHAR, difference DOUBLE,
+    stderr DOUBLE, stderr_unpaired DOUBLE, ci_low DOUBLE, ci_high DOUBLE, tolerance DOUBLE, detectable DOUBLE,
+    p_worse DOUBLE, p_not_worse DOUBLE, n BIGINT, wins VARCHAR[], losses VARCHAR[], ties BIGINT,
+    method VARCHAR, reason VARCHAR, candidate_evaluation VARCHAR, baseline_evaluation VARCHAR);
+CREATE TABLE verdicts (
+    model VARCHAR, baseline VARCHAR, status VARCHAR, reason VARCHAR, action VARCHAR, moved BOOLEAN,
+    family VARCHAR[], missing VARCHAR[], judged_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE judged (digest VARCHAR);
 CREATE TABLE current_benchmarks (dataset VARCHAR, fingerprint VARCHAR);
 """
 
@@ -121,51 +131,6 @@ CREATE VIEW leaderboard AS
 SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,
        samples AS n, items_available, higher_is_better, status, finished_at, evaluation_id
 FROM current_evaluations;
-
--- Two versions of one model on the same items, sample by sample. The standard error of the mean difference
--- is clustered where items share a passage (Miller, arXiv 2411.00640, section 4), with the G / (G - 1) factor
--- that makes it the usual paired one where each item is its own cluster. Better and worse: the 95 % interval
--- excludes zero. Unchanged: it lies within 5 points of a score from 0 to 1, or within 5 % of a larger one.
-CREATE VIEW comparisons AS
-WITH pairs AS (
-    SELECT a.dataset, a.primary_metric AS metric, a.model AS baseline, b.model AS model,
-           a.higher_is_better, 0.05 * greatest(1, abs(a.value)) AS margin,
-           coalesce(y.cluster, y.sample_id) AS cluster,
-           y.scores[a.primary_metric] - x.scores[a.primary_metric] AS difference
-    FROM current_evaluations a
-    JOIN current_evaluations b
-      ON a.dataset = b.dataset AND a.model_name = b.model_name AND a.model <> b.model
-     AND a.benchmark_fingerprint = b.benchmark_fingerprint AND a.primary_metric = b.primary_metric
-    JOIN samples x ON x.evaluation_id = a.evaluation_id
-    JOIN samples y ON y.evaluation_id = b.evaluation_id AND y.sample_id = x.sample_id
-    WHERE a.status = 'valid' AND b.status = 'valid'
-), wholes AS (
-    SELECT dataset, metric, baseline, model, higher_is_better, margin, count(difference) AS n,
-           avg(difference) AS mean, count(*) FILTER (WHERE difference > 0) AS higher,
-           count(*) FILTER (WHERE difference < 0) AS lower
-    FROM pairs WHERE difference IS NOT NULL GROUP BY ALL
-), residuals AS (
-    SELECT dataset, metric, baseline, model, cluster, sum(difference - mean) AS residual
-    FROM pairs JOIN wholes USING (dataset, metric, baseline, model)
-    WHERE difference IS NOT NULL GROUP BY ALL
-), spreads AS (
-    SELECT dataset, metric, baseline, model, count(*) AS clusters, sum(residual * residual) AS squares
-    FROM residuals GROUP BY ALL
-), errors AS (
-    SELECT dataset, metric, baseline, model, n, mean AS difference, higher, lower, higher_is_better, margin,
-           CASE WHEN clusters > 1 THEN sqrt(squares * clusters / (clusters - 1)) / n END AS stderr
-    FROM wholes JOIN spreads USING (dataset, metric, baseline, model)
-)
-SELECT dataset, model, baseline, metric, difference, stderr,
-       difference - 1.959963984540054 * stderr AS ci_low,
-       difference + 1.959963984540054 * stderr AS ci_high,
-       n, higher, lower,
-       CASE WHEN stderr IS NULL THEN 'undecided'
-            WHEN abs(difference) > 1.959963984540054 * stderr
-                THEN CASE WHEN (difference > 0) = higher_is_better THEN 'better' ELSE 'worse' END
-            WHEN abs(difference) + 1.959963984540054 * stderr <= margin THEN 'unchanged'
-            ELSE 'undecided' END AS change
-FROM errors;
 """
 
 
@@ -188,10 +153,11 @@ class Catalog:
     def refresh(self) -> Refresh:
         """Make the catalogue say what the committed evaluations say; without a change it is left alone."""
         committed, inputs = self._committed(), self._store.current_inputs()
+        found = _Judged(self._store.comparisons(), list(self._store.verdicts().values()))
         known = self._known()
         before = known[0] if known is not None else set()
         added, removed = sorted(set(committed) - before), sorted(before - set(committed))
-        if known is None or added or removed or known[1] != inputs:
+        if known is None or added or removed or known[1:] != (inputs, found.digest):
             with tempfile.TemporaryDirectory() as folder:
                 local = Path(folder, CATALOG)
                 if known is not None:
@@ -201,6 +167,7 @@ class Catalog:
                         _create(connection)
                     connection.register_filesystem(self._store.filesystem)
                     self._update(connection, [committed[name] for name in added], removed, inputs)
+                    found.write(connection)
                 self._store.put_file(CATALOG, local)
         return Refresh(len(added), len(removed), len(committed))
 
@@ -219,8 +186,11 @@ class Catalog:
             with duckdb.connect(path, read_only=True) as connection:
                 yield connection
 
-    def _known(self) -> tuple[set[str], CurrentInputs] | None:
-        """The evaluation ids and inputs that the catalogue has; None without one that can be gone on with."""
+    def _known(self) -> tuple[set[str], CurrentInputs, str] | None:
+        """The evaluation ids, the inputs and the digest of the verdicts that the catalogue has.
+
+        None without one that can be gone on with.
+        """
         if not self._store.filesystem.exists(self._path):
             return None
         try:
@@ -230,9 +200,10 @@ class Catalog:
                 ids = connection.execute("SELECT evaluation_id FROM evaluations").fetchall()
                 digests = connection.execute("SELECT model, digest FROM current_models").fetchall()
                 prints = connection.execute("SELECT dataset, fingerprint FROM current_benchmarks").fetchall()
-        except duckdb.Error:  # damaged, or of another version: it is made again
+                ((judged,),) = connection.execute("SELECT digest FROM judged").fetchall()
+        except (duckdb.Error, ValueError):  # damaged, or of another version: it is made again
             return None
-        return {row[0] for row in ids}, CurrentInputs(dict(digests), dict(prints))
+        return {row[0] for row in ids}, CurrentInputs(dict(digests), dict(prints)), judged
 
     def _committed(self) -> dict[str, str]:
         """Evaluation id -> folder of every committed evaluation."""
@@ -276,6 +247,58 @@ class Catalog:
                 f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet($files, union_by_name := true)",
                 {"files": [f"{scheme}{folder}/{table}.parquet" for folder in folders]},
             )
+
+
+class _Judged:
+    """The comparisons and verdicts of the store, as rows of their tables."""
+
+    def __init__(
+        self, comparisons: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._tables = {
+            "comparisons": [_comparison_row(comparison) for comparison in comparisons],
+            "verdicts": [_verdict_row(verdict) for verdict in verdicts],
+        }
+        text = json.dumps(self._tables, sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def write(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Replace what the catalogue has of them."""
+        connection.execute("BEGIN")
+        for table, rows in self._tables.items():
+            connection.execute(f"DELETE FROM {table}")
+            if rows:
+                marks = ", ".join("?" * len(rows[0]))
+                connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+        connection.execute("DELETE FROM judged")
+        connection.execute("INSERT INTO judged VALUES (?)", [self.digest])
+        connection.execute("COMMIT")
+
+
+def _comparison_row(cell: Mapping[str, Any]) -> list[Any]:
+    one, verdict = cell["comparison"], cell["verdict"]
+    return [
+        *(cell[name] for name in ("dataset", "model", "baseline", "metric")),
+        verdict["name"],
+        *(one[name] for name in ("difference", "stderr", "unpaired_stderr", "ci_low", "ci_high")),
+        verdict["tolerance"],
+        one["detectable"],
+        *(verdict[name] for name in ("p_worse", "p_not_worse")),
+        *(one[name] for name in ("n", "wins", "losses", "ties", "method")),
+        verdict["reason"],
+        cell["candidate_evaluation"],
+        cell["baseline_evaluation"],
+    ]
+
+
+def _verdict_row(verdict: Mapping[str, Any]) -> list[Any]:
+    return [
+        *(verdict[name] for name in ("model", "baseline", "status", "reason", "action", "moved")),
+        list((verdict["family"] or {}).get("family", [])),
+        sorted(verdict["missing"]),
+        verdict["judged_at"],
+        verdict["run_id"],
+    ]
 
 
 def _evaluation_schema() -> pa.Schema:

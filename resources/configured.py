@@ -1,6 +1,6 @@
 """The resources as Dagster sees them: configuration with defaults from the environment, opened on use."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,9 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from resources.engines import Engine
-from resources.engines.settings import EngineSettings, fingerprint_fields
+from resources.engines.settings import EngineSettings
 from resources.registries import ModelVersion, Registry
-from resources.registries.folder import FolderRegistry
+from resources.registries.sources import RegistrySource, open_registries
 from resources.results import ResultsStore
 
 
@@ -24,12 +24,21 @@ class StoreResource(dg.ConfigurableResource[ResultsStore]):
 
 
 class RegistryResource(dg.ConfigurableResource[Registry]):
-    """Where model versions come from."""
+    """Where model versions come from: the registries of the tracked models, as one.
 
-    root: str
+    Each of `sources` has the pattern ``names`` and a ``registry``, a `RegistrySource` without unset fields.
+    """
+
+    sources: list[dict[str, Any]]
+    cache: str
+    notes: str
+    settle_seconds: float = 0.0
 
     def create_resource(self, context: dg.InitResourceContext) -> Registry:  # noqa: ARG002  (Dagster's signature)
-        return FolderRegistry(self.root)
+        sources = [
+            (entry["names"], RegistrySource.model_validate(entry["registry"])) for entry in self.sources
+        ]
+        return open_registries(sources, Path(self.cache), self.notes, self.settle_seconds)
 
 
 class EngineResource(dg.ConfigurableResource["EngineResource"]):
@@ -43,7 +52,7 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
     memory_bytes: int | None
     seed: int
 
-    _loaded: tuple[str, Engine] | None = PrivateAttr(default=None)
+    _loaded: tuple[tuple[str, str], Engine] | None = PrivateAttr(default=None)
     _loads: int = PrivateAttr(default=0)
 
     @property
@@ -63,18 +72,16 @@ class EngineResource(dg.ConfigurableResource["EngineResource"]):
         """How often weights were loaded."""
         return self._loads
 
-    def fingerprint_fields(self) -> Mapping[str, Any]:
-        """The engine's settings that may change a score."""
-        return fingerprint_fields(self.settings)
-
-    def load(self, model: ModelVersion) -> Engine:
+    def load(self, model: ModelVersion, dtype: str) -> Engine:
         """The engine of a model version; the one of another version is closed first."""
         # torch is imported here, in the process that runs models, and nowhere else.
         from resources.engines.transformers_engine import TransformersEngine
 
-        if self._loaded is None or self._loaded[0] != model.digest:
+        wanted = (model.digest, dtype)
+        if self._loaded is None or self._loaded[0] != wanted:
             self.close()
-            self._loaded = (model.digest, TransformersEngine.load(Path(model.path), self.settings))
+            settings = replace(self.settings, dtype=dtype)
+            self._loaded = (wanted, TransformersEngine.load(Path(model.path), settings))
             self._loads += 1
         return self._loaded[1]
 

@@ -61,6 +61,13 @@ class ResultsStore(Storage):
         """The latest record of a model version, or None."""
         return self.get_json(f"models/{path_segment(key)}.json")
 
+    def model_versions(self) -> dict[str, dict[str, Any]]:
+        """The latest record of every model version, by key."""
+        return {
+            key_of_segment(path.rsplit("/", 1)[1].removesuffix(".json")): record
+            for path, record in self.json_files("models/*.json")
+        }
+
     def save_benchmark(
         self, dataset: str, fingerprint: str, items: pa.Table, record: Mapping[str, Any]
     ) -> None:
@@ -80,15 +87,57 @@ class ResultsStore(Storage):
     def current_inputs(self) -> "CurrentInputs":
         """The latest recorded digest of each model version and fingerprint of each benchmark."""
         return CurrentInputs(
-            {
-                key_of_segment(path.rsplit("/", 1)[1].removesuffix(".json")): record["digest"]
-                for path, record in self._records_at("models/*.json")
-            },
+            {key: record["digest"] for key, record in self.model_versions().items()},
             {
                 key_of_segment(path.rsplit("/", 2)[1]): record["fingerprint"]
-                for path, record in self._records_at("benchmarks/*/current.json")
+                for path, record in self.json_files("benchmarks/*/current.json")
             },
         )
+
+    # -- verdicts ---------------------------------------------------------------------------------
+
+    def save_verdict(self, key: str, verdict: Mapping[str, Any]) -> None:
+        """Record the verdict on a model version; the latest counts, earlier ones are kept beside it."""
+        folder = f"verdicts/{path_segment(key)}"
+        self.put_json(f"{folder}/{verdict['verdict_id']}.json", verdict)
+        self.put_json(f"{folder}/latest.json", verdict)
+
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """The latest verdict on every model version that was judged, by key."""
+        return {
+            key_of_segment(path.rsplit("/", 2)[1]): verdict
+            for path, verdict in self.json_files("verdicts/*/latest.json")
+        }
+
+    def save_comparison(self, dataset: str, key: str, comparison: Mapping[str, Any]) -> None:
+        """Record how a cell compares with its baseline's; the latest comparison of a cell counts."""
+        self.put_json(f"comparisons/{path_segment(dataset)}/{path_segment(key)}.json", comparison)
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """The latest comparison of every cell that has one."""
+        return [comparison for _, comparison in self.json_files("comparisons/*/*.json")]
+
+    def save_promotion(self, name: str, promotion: Mapping[str, Any]) -> None:
+        """Add a line to a model's history of alias moves; `promotion` has a sortable ``promotion_id``."""
+        self.put_json(f"promotions/{path_segment(name)}/{promotion['promotion_id']}.json", promotion)
+
+    def promotions(self, name: str) -> list[dict[str, Any]]:
+        """Who or what moved a model's alias, when, from where to where and why; oldest first."""
+        return [entry for _, entry in self.json_files(f"promotions/{path_segment(name)}/*.json")]
+
+    def note_given_up(self, record: Mapping[str, Any]) -> bool:
+        """Record that a task is given up (``work, model, dataset, fingerprint``); False if it was before."""
+        parts = (
+            record["work"],
+            record["model"] or "-",
+            record["dataset"] or "-",
+            record["fingerprint"] or "-",
+        )
+        path = f"given_up/{'/'.join(path_segment(part) for part in parts)}.json"
+        if self.exists(path):
+            return False
+        self.put_json(path, record)
+        return True
 
     # -- evaluations ------------------------------------------------------------------------------
 
@@ -136,20 +185,16 @@ class ResultsStore(Storage):
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """``(folder, record)`` of every committed evaluation, in the order of their folders."""
-        for path, record in self._records_at(f"evaluations/*/*/*/{RECORD}"):
-            yield path.rsplit("/", 1)[0], record
+        self.filesystem.invalidate_cache()
+        for path in sorted(self.filesystem.glob(f"{self.root}/evaluations/*/*/*/{RECORD}")):
+            record = self.get_json(path[len(self.root) + 1 :])
+            if record is not None:
+                yield path.rsplit("/", 1)[0], record
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """All samples of a committed evaluation, in the order of their items."""
         table = self.get_table(f"{self._folder_of(record)}/{SAMPLES}")
         return [Sample.from_row(row) for row in table.to_pylist()]
-
-    def _records_at(self, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        self.filesystem.invalidate_cache()
-        for path in sorted(self.filesystem.glob(f"{self.root}/{pattern}")):
-            record = self.get_json(path[len(self.root) + 1 :])
-            if record is not None:
-                yield path, record
 
     def _folder(self, cell: Cell, attempt: int) -> str:
         return (

@@ -1,11 +1,13 @@
 """Every environment variable that this project reads, in one place."""
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from resources.errors import UserError
 
@@ -16,6 +18,8 @@ class Settings:
 
     store: str
     registry: str
+    models: Path | None
+    cache: Path
     benchmarks: tuple[Path, ...]
     data_mirror: Path
     limit: int | None
@@ -29,6 +33,10 @@ class Settings:
     bertscore_model: str
     bertscore_layers: int | None
     git_revision: str | None
+    nightly: tuple[int, int]
+    timezone: str
+    webhook: str | None
+    ui: str
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -71,10 +79,27 @@ class Settings:
                 raise UserError(f"{VARIABLES[field].name}={text(field)!r}: expected yes or no")
             return text(field) == "yes"
 
+        def time_of_day(field: str) -> tuple[int, int]:
+            match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text(field))
+            if match is None:
+                raise UserError(f"{VARIABLES[field].name}={text(field)!r}: expected a time like 02:00")
+            return int(match[1]), int(match[2])
+
+        def time_zone(field: str) -> str:
+            try:
+                ZoneInfo(text(field))
+            except (ZoneInfoNotFoundError, ValueError):
+                raise UserError(
+                    f"{VARIABLES[field].name}={text(field)!r}: expected a time zone like Europe/Berlin"
+                ) from None
+            return text(field)
+
         encoder = text("bertscore_model") or str(Path(text("data_mirror"), LOCAL_ENCODER).absolute())
         return cls(
             store=_absolute(text("store")),
             registry=_absolute(text("registry")),
+            models=Path(text("models")).absolute() if text("models") else None,
+            cache=Path(text("cache")).absolute(),
             benchmarks=tuple(
                 Path(folder).absolute() for folder in text("benchmarks").split(os.pathsep) if folder
             ),
@@ -90,6 +115,10 @@ class Settings:
             bertscore_model=encoder,
             bertscore_layers=whole_number("bertscore_layers") if text("bertscore_layers") else None,
             git_revision=text("git_revision") or _checked_out_revision(),
+            nightly=time_of_day("nightly"),
+            timezone=time_zone("timezone"),
+            webhook=text("webhook") or None,
+            ui=text("ui").rstrip("/"),
         )
 
 
@@ -107,6 +136,12 @@ LOCAL_ENCODER = "encoders/all-MiniLM-L6-v2"
 VARIABLES: Mapping[str, Variable] = {
     "store": Variable("EVAL_STORE", ".eval", "folder or URL of the results store"),
     "registry": Variable("EVAL_REGISTRY", "models", "folder of the model registry: <name>/<version>/"),
+    "models": Variable(
+        "EVAL_MODELS", "", "YAML file of the models that are tracked; by default all of EVAL_REGISTRY"
+    ),
+    "cache": Variable(
+        "EVAL_CACHE", ".cache/models", "folder for copies of models whose registry is not a local folder"
+    ),
     "benchmarks": Variable(
         "EVAL_BENCHMARKS", "", "further folders of benchmark YAML files, separated as in PATH"
     ),
@@ -149,6 +184,12 @@ VARIABLES: Mapping[str, Variable] = {
     "git_revision": Variable(
         "EVAL_GIT_REVISION", "", "commit that evaluations record; by default the checkout's own"
     ),
+    "nightly": Variable("EVAL_NIGHTLY", "02:00", "when what is stale or missing is looked for each night"),
+    "timezone": Variable("EVAL_TIMEZONE", "UTC", "the time zone of that, for example Europe/Berlin"),
+    "webhook": Variable(
+        "EVAL_WEBHOOK", "", "URL that verdicts and give-ups are posted to, as Slack reads them (a secret)"
+    ),
+    "ui": Variable("EVAL_UI", "http://127.0.0.1:3000", "where people open Dagster's UI, for links"),
 }
 if {f.name for f in fields(Settings)} != set(VARIABLES):  # a new setting must be described
     raise RuntimeError("Settings and VARIABLES name different settings")

@@ -14,7 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from resources.errors import UserError
+from resources.errors import TransientError, UserError
+
+_read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+"""(root, path) -> (what the listing said of it, its content) of small files that are read again and again."""
 
 
 class Storage:
@@ -73,6 +76,24 @@ class Storage:
             raise UserError(f"results store: {self.root}/{path} is not a JSON object; restore or remove it")
         return value
 
+    def json_files(self, pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """``(path below the root, object)`` of the JSON files that match, sorted.
+
+        A file that is as this process last saw it (size, time, checksum of the listing) is not read again.
+        """
+        self.filesystem.invalidate_cache()
+        listed: dict[str, dict[str, Any]] = self.filesystem.glob(f"{self.root}/{pattern}", detail=True)
+        for full in sorted(listed):
+            path = full[len(self.root) + 1 :]
+            sign = repr([listed[full].get(name) for name in ("size", "mtime", "ino", "ETag", "LastModified")])
+            known = _read_before.get((self.root, path))
+            if known is None or known[0] != sign:
+                value = self.get_json(path)
+                if value is None:
+                    continue  # removed since it was listed
+                _read_before[self.root, path] = known = (sign, value)
+            yield path, known[1]
+
     def put_table(self, path: str, table: pa.Table) -> None:
         """Put a table as Parquet."""
         self.put(path, parquet(table))
@@ -95,7 +116,7 @@ class Storage:
         try:
             yield
         except OSError as error:
-            raise UserError(
+            raise TransientError(
                 f"results store: can't write {self.root}/{path}: {error.strerror or error}; "
                 "free some space or check the permissions of EVAL_STORE, then run it again: "
                 "finished samples are kept"

@@ -20,8 +20,8 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import serialize_value
 
+from eval_assets.attempts import INTERRUPTED_TAG
 from eval_assets.definitions import definitions
-from eval_assets.evaluations import INTERRUPTED_TAG
 from eval_assets.partitions import row_tags
 from eval_assets.runs import Runs
 from resources.results import ResultsStore

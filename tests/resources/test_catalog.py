@@ -5,7 +5,6 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import statsmodels.api as sm
 
 from resources.catalog import Catalog
 from resources.errors import UserError
@@ -155,63 +154,47 @@ def test_a_quick_try_never_hides_a_fuller_evaluation(store: ResultsStore) -> Non
     assert len(query(catalog, "SELECT * FROM history")) == 3
 
 
-@pytest.mark.parametrize("clustered", [False, True])
-def test_the_paired_comparison_equals_statsmodels(store: ResultsStore, clustered: bool) -> None:
-    generator = np.random.default_rng(7)
-    n = 120
-    groups = generator.integers(0, 30, n) if clustered else np.arange(n)
-    shared = generator.normal(0, 0.2, n)[groups]
-    first = generator.uniform(0, 1, n)
-    second = first + shared + generator.normal(-0.1, 0.1, n)
-    clusters = [f"c{g}" for g in groups] if clustered else None
-    commit(store, "m@1", first.tolist(), clusters=clusters)
-    commit(store, "m@2", second.tolist(), clusters=clusters)
+def compared(store: ResultsStore, verdict: str) -> None:
+    store.save_comparison(
+        "quiz",
+        "m@2",
+        {
+            "dataset": "quiz", "model": "m@2", "baseline": "m@1", "metric": "acc",
+            "candidate_evaluation": "c-1", "baseline_evaluation": "b-1", "items_available": 3,
+            "comparison": {
+                "difference": -0.5, "stderr": 0.1, "unpaired_stderr": 0.2, "ci_low": -0.7, "ci_high": -0.3,
+                "detectable": 0.3, "n": 3, "wins": ["x"], "losses": ["y", "z"], "ties": 0, "method": "exact",
+            },
+            "verdict": {
+                "name": verdict, "tolerance": 0.02, "p_worse": 0.01, "p_not_worse": 0.9, "reason": "so it is",
+            },
+        },
+    )  # fmt: skip
+
+
+def test_comparisons_and_verdicts_are_tables_and_follow_the_store(store: ResultsStore) -> None:
+    """The leaderboard and every query would otherwise show the verdict before last."""
+    commit(store, "m@1", [1.0, 0.0])
     catalog = Catalog(store)
     catalog.refresh()
-    ((difference, stderr, low, high, count, change),) = query(
-        catalog,
-        "SELECT difference, stderr, ci_low, ci_high, n, change FROM comparisons "
-        "WHERE model = 'm@2' AND baseline = 'm@1'",
-    )
-    model = sm.OLS(second - first, np.ones(n)).fit(
-        cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False}
-    )
-    size = len(set(groups.tolist()))
-    expected = float(model.bse[0]) * np.sqrt(size / (size - 1))
-    assert count == n
-    assert difference == pytest.approx(float(np.mean(second - first)))
-    assert stderr == pytest.approx(expected)
-    assert (low, high) == (
-        pytest.approx(difference - 1.959964 * expected, abs=1e-6),
-        pytest.approx(difference + 1.959964 * expected, abs=1e-6),
-    )
-    assert change == ("worse" if high < 0 else "undecided")
-
-
-@pytest.mark.parametrize(
-    ("second", "higher_is_better", "change"),
-    [
-        ([0.0] * 20, True, "worse"),
-        ([0.0] * 20, False, "better"),
-        ([1.0, 0.9] * 10, True, "unchanged"),
-        ([1.0, 0.9] * 9 + [0.9, 1.0], True, "unchanged"),
-        ([1.0, 0.0] * 2 + [1.0, 0.9] * 7 + [0.0, 1.0], True, "undecided"),
-    ],
-)
-def test_a_change_is_named_in_the_metrics_direction(
-    store: ResultsStore, second: list[float], higher_is_better: bool, change: str
-) -> None:
-    commit(store, "m@1", [1.0, 0.9] * 10, higher_is_better=higher_is_better)
-    commit(store, "m@2", second, higher_is_better=higher_is_better)
-    Catalog(store).refresh()
-    assert query(Catalog(store), "SELECT change FROM comparisons WHERE model = 'm@2'") == [(change,)]
-
-
-def test_versions_on_different_benchmark_items_are_not_compared(store: ResultsStore) -> None:
-    commit(store, "m@1", [1.0, 0.0], benchmark="old")
-    commit(store, "m@2", [0.0, 0.0], benchmark="new")
-    Catalog(store).refresh()
-    assert query(Catalog(store), "SELECT * FROM comparisons") == []
+    compared(store, "worse")
+    catalog.refresh()
+    asked = "SELECT verdict, difference, n, losses, stderr_unpaired FROM comparisons"
+    assert query(catalog, asked) == [("worse", -0.5, 3, ["y", "z"], 0.2)]
+    compared(store, "undecided")
+    store.save_verdict(
+        "m@2",
+        {
+            "verdict_id": "1", "model": "m@2", "baseline": "m@1", "status": "failed", "reason": "worse",
+            "action": "blocked", "moved": False, "family": {"family": ["quiz"]}, "missing": {"squad": "none"},
+            "judged_at": "2026-01-01T00:00:00+00:00", "run_id": "r",
+        },
+    )  # fmt: skip
+    catalog.refresh()
+    assert query(catalog, asked)[0][0] == "undecided"
+    assert query(catalog, "SELECT model, status, family, missing FROM verdicts") == [
+        ("m@2", "failed", ["quiz"], ["squad"])
+    ]
 
 
 def test_the_connection_can_only_read(store: ResultsStore) -> None:

@@ -9,18 +9,23 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import ROOT
 
 START_SECONDS = 120.0
+PATIENCE_SECONDS = 15.0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 @contextmanager
-def dagster_dev(log: Path) -> Iterator[str]:
-    """Webserver, daemon and code server with this process's environment; yields the UI's address."""
+def dagster_dev(log: Path, stops: Sequence[signal.Signals] = STOPS) -> Iterator[str]:
+    """Webserver, daemon and code server with this process's environment; yields the UI's address.
+
+    At the end the whole group gets the signals `stops`, one after the other until it is gone.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     dagster = Path(sys.executable).with_name("dagster")
@@ -40,7 +45,7 @@ def dagster_dev(log: Path) -> Iterator[str]:
             _wait_for(url, process, log)
             yield url
         finally:
-            _end_group(process)
+            _end_group(process, stops)
 
 
 def _free_port() -> int:
@@ -61,9 +66,9 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
             threading.Event().wait(0.2)
 
 
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    for stop, patience in ((signal.SIGINT, 20.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-        deadline = time.monotonic() + patience
+def _end_group(process: "subprocess.Popen[bytes]", stops: Sequence[signal.Signals]) -> None:
+    for stop in stops:
+        deadline = time.monotonic() + PATIENCE_SECONDS
         try:
             os.killpg(process.pid, stop)
             while time.monotonic() < deadline:

@@ -1,0 +1,133 @@
+"""Jobs for the launchpad: evaluate what a person names, compare two versions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import filter as matching
+
+import dagster as dg
+from pydantic import Field
+
+from eval_assets.benchmarks import is_current, prepare, source_signature
+from eval_assets.comparing import compare_cells
+from eval_assets.evaluations import evaluate_cells
+from eval_assets.model_versions import register
+from eval_assets.observing import Observer
+from eval_assets.partitions import SUITE, RunCell
+from eval_assets.promotion import Judgement, markdown
+from eval_assets.tracking import tracking
+from resources import interrupts
+from resources.configured import EngineResource
+from resources.errors import UserError
+from resources.registries import Registry
+from resources.results import ResultsStore
+from resources.settings import Settings
+
+
+class EvaluateConfig(dg.Config):
+    """What to evaluate. Patterns: ``*`` stands for any text."""
+
+    models: list[str] = Field(description="model versions, name@version, or patterns")
+    benchmarks: list[str] = Field(default=["*"], description="benchmark keys or patterns")
+    limit: int | None = Field(default=None, description="items of each benchmark; by default EVAL_LIMIT")
+    force: bool = Field(default=False, description="evaluate again what is committed already")
+
+
+@dg.op(tags={"kind": "pytorch"})
+def evaluate_named(
+    context: dg.OpExecutionContext,
+    config: EvaluateConfig,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
+    engines: EngineResource,
+) -> None:
+    """Register, prepare and evaluate what the configuration names and is missing, all in this run."""
+    settings = Settings.from_environment()
+    if config.limit is not None:
+        settings = replace(settings, limit=config.limit)
+    try:
+        models = _chosen(config.models, [str(key) for key in registry.versions().keys], "model version")
+        datasets = _chosen(config.benchmarks, list(SUITE), "benchmark")
+        for key in models:
+            if store.model_version(key) is None or not context.instance.has_dynamic_partition("model", key):
+                register(context, key, registry, store)
+                context.instance.add_dynamic_partitions("model", [key])
+        for dataset in datasets:
+            if not is_current(SUITE[dataset], store):
+                signature = source_signature(SUITE[dataset], settings.data_mirror)
+                prepare(context, SUITE[dataset], signature, store)
+    except UserError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    places = [RunCell(dataset, model, meant=True) for model in models for dataset in datasets]
+    with interrupts.watching():
+        evaluate_cells(context, places, registry, store, engines, settings, force=config.force)
+
+
+def _chosen(patterns: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = matching(known, pattern)
+        if not found:
+            raise UserError(f"no {what} matches {pattern!r}; there are {', '.join(known[:20]) or 'none'}")
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+@dg.job(
+    description="Evaluate what you name in the configuration: models, benchmarks, items, again or not.",
+    tags={"dagster/priority": "10"},
+)
+def evaluate_on_demand() -> None:
+    evaluate_named()
+
+
+class CompareConfig(dg.Config):
+    """Which two versions to compare, and on which benchmarks."""
+
+    candidate: str = Field(description="the version that is judged, name@version")
+    baseline: str = Field(description="the version that it is compared with")
+    benchmarks: list[str] = Field(default=["*"], description="benchmark keys or patterns")
+
+
+@dg.op(tags={"kind": "statistics"})
+def compare_two(
+    context: dg.OpExecutionContext,
+    config: CompareConfig,
+    registry: dg.ResourceParam[Registry],
+    store: dg.ResourceParam[ResultsStore],
+) -> None:
+    """Compare two versions sample by sample on the benchmarks that both were evaluated on."""
+    settings = Settings.from_environment()
+    tracked = tracking(settings.models, settings.registry, SUITE)
+    cells = Observer(context.instance, registry, store, tracked, settings).cells
+    compared, missing = {}, {}
+    try:
+        datasets = _chosen(config.benchmarks, list(SUITE), "benchmark")
+    except UserError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    for dataset in datasets:
+        try:
+            compared[dataset] = compare_cells(cells, config.candidate, config.baseline, dataset)
+        except UserError as error:
+            missing[dataset] = str(error)
+    if not compared:
+        raise dg.Failure(f"nothing to compare: {'; '.join(missing.values())}", allow_retries=False)
+    found = Judgement(config.candidate, config.baseline, "undecided", "", compared, {}, None)
+    context.add_output_metadata(
+        {
+            "comparison": dg.MetadataValue.md(markdown(found)),
+            "not_compared": dg.MetadataValue.json(missing),
+            "candidate": config.candidate,
+            "baseline": config.baseline,
+        }
+    )
+
+
+@dg.job(
+    description="Compare any two versions, sample by sample; the table is the metadata of the op's output.",
+    tags={"dagster/priority": "10"},
+)
+def compare_versions() -> None:
+    compare_two()
+
+
+ON_DEMAND = (evaluate_on_demand, compare_versions)

@@ -1,0 +1,178 @@
+"""What a person or a CI decides from: gate, compare, rollback, retry, as commands; and the webhook."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from eval_assets.deciding import junit_xml, markdown
+from eval_assets.notifications import notify
+from resources.settings import Settings
+from tests.conftest import ROOT
+from tests.eval_assets.conftest import Automation, make_worse
+
+
+def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "eval_assets", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+
+
+def test_a_gate_tells_a_ci_passed_failed_or_not_decided(automation: Automation, tmp_path: Path) -> None:
+    """Exit statuses are all that a pipeline looks at: a wrong one ships a regression."""
+    make_worse(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    summary, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
+    undecided = command("gate", "tiny@2")
+    assert (undecided.returncode, undecided.stderr) == (2, "")
+    assert "there is no verdict yet: run it with --run" in undecided.stdout
+    first = command("gate", "tiny@1", "--run")
+    assert first.returncode == 0, first.stdout + first.stderr
+    passed = command("gate", "tiny@2", "--run")
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    failed = command("gate", "tiny@3", "--run", "--summary", str(summary), "--junit", str(junit))
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    text = summary.read_text()
+    assert text.startswith("### ❌ `tiny@3` against `tiny@2`: failed\n")
+    assert "| sentences | worse | " in text
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("tiny@3", "2", "1")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["sentences"]
+    assert automation.aliases() == {"champion": "2"}
+
+
+def test_two_versions_are_compared_on_demand(automation: Automation) -> None:
+    automation.until_at_rest()
+    result = command("compare", "tiny@2", "tiny@1", "--benchmarks", "capitals")
+    assert result.returncode == 0, result.stderr
+    assert "tiny@2 against tiny@1" in result.stdout
+    assert "equivalent (tolerance 0.5)" in result.stdout
+    unknown = command("compare", "tiny@9", "tiny@1")
+    assert unknown.returncode == 2
+    assert unknown.stderr == "error: model version tiny@9 is not registered: run 'make register'\n"
+
+
+def test_a_rollback_puts_the_version_before_back_and_is_recorded(automation: Automation) -> None:
+    nothing = command("rollback", "tiny")
+    assert nothing.returncode == 2
+    assert "no version has the alias 'champion'; nothing to roll back" in nothing.stderr
+    automation.until_at_rest()
+    assert automation.aliases() == {"champion": "2"}
+    result = command("rollback", "tiny")
+    assert result.returncode == 0, result.stderr
+    assert automation.aliases() == {"champion": "1"}
+    last = automation.project.runs().store.promotions("tiny")[-1]
+    assert (last["from"], last["to"], last["why"]) == ("2", "1", "rollback by hand")
+    again = command("rollback", "tiny")
+    assert again.returncode == 2
+    assert "no record of what was champion before 1; name it with --to VERSION" in again.stderr
+    absent = command("rollback", "tiny", "--to", "77")
+    assert absent.returncode == 2
+    assert "tiny@77" in absent.stderr
+    # What was rolled back stays back: its verdict is known, and production isn't judged against itself.
+    assert automation.until_at_rest() == []
+    assert automation.aliases() == {"champion": "1"}
+
+
+def test_retry_takes_up_what_was_given_up(automation: Automation) -> None:
+    tokenizer = automation.project.registry / "tiny" / "2" / "tokenizer.json"
+    content = tokenizer.read_bytes()
+    tokenizer.unlink()
+    automation.until_at_rest()
+    assert automation.until_at_rest() == []
+    assert command("retry", "tiny@2").returncode == 0
+    assert [job for job, _ in automation.until_at_rest()] == ["register_models"]
+    assert command("retry", "tiny@1").stderr == (
+        "error: tiny@1: no failed runs are remembered; nothing to try again\n"
+    )
+    tokenizer.write_bytes(content)
+    assert automation.until_at_rest()[-1] == ("judge_models", "tiny@2")
+
+
+VERDICT = {
+    "model": "a@2", "baseline": "a@1", "status": "undecided", "action": "more | items <needed>",
+    "reason": "1 of 1 not decided", "missing": {"squad": "a@2 has no evaluation of today's squad"},
+    "cells": [],
+}  # fmt: skip
+
+
+def test_what_is_not_decided_is_no_success_in_any_form() -> None:
+    suite = ElementTree.fromstring(junit_xml(VERDICT))[0]
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "1")
+    assert markdown(VERDICT).startswith("### ❔ `a@2` against `a@1`: undecided")
+
+
+def test_a_summary_renders_nothing_that_a_reason_holds() -> None:
+    """Reasons quote error messages and names: in a pull request they must stay text."""
+    text = markdown(VERDICT)
+    assert "more \\| items &lt;needed>" in text
+
+
+class Receiver(ThreadingHTTPServer):
+    """A webhook that answers what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[int] = []
+        self.received: list[dict[str, str]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/hook/secret-part"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        status = self.server.answers.pop(0) if self.server.answers else 200
+        if status == 200:
+            self.server.received.append(json.loads(body))
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("EVAL_WEBHOOK", server.url)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_verdicts_and_give_ups_reach_the_webhook_once(automation: Automation, receiver: Receiver) -> None:
+    (automation.project.registry / "tiny" / "2" / "tokenizer.json").unlink()
+    automation.until_at_rest()
+    automation.until_at_rest()
+    texts = sorted(message["text"].splitlines()[0] for message in receiver.received)
+    assert texts == ["*given up: register tiny@2*", "*tiny@1: first*"]
+
+
+def test_a_webhook_is_tried_again_and_its_url_is_never_shown(receiver: Receiver) -> None:
+    warnings: list[str] = []
+    receiver.answers = [503, 500]
+    assert notify(Settings.from_environment(), "a title", "a text", "http://ui", warnings.append)
+    receiver.answers = [404, 200]
+    assert not notify(Settings.from_environment(), "a title", "a text", "http://ui", warnings.append)
+    assert len(receiver.received) == 1
+    assert warnings == ["the webhook of EVAL_WEBHOOK was not reached (it answered 404): a title"]
+
+
+def test_a_webhook_that_is_down_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setenv("EVAL_WEBHOOK", "http://127.0.0.1:1/secret-part")
+    assert not notify(Settings.from_environment(), "a title", "a text", "http://ui", warnings.append)
+    assert "secret-part" not in warnings[0]
