@@ -9,7 +9,7 @@ COPY resources resources
 # torch first and by its exact version; TORCH_INDEX names an index with the CPU (or CUDA) build that is wanted.
 ARG TORCH_INDEX=""
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
- && pip install --no-cache-dir -c constraints.txt .
+ && pip install --no-cache-dir -c constraints.txt '.[mlflow]'
 
 FROM python:3.11-slim
 ARG GIT_REVISION=""

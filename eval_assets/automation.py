@@ -35,6 +35,10 @@ SETTLE_SECONDS = 10.0
 """A folder whose files changed more recently is still being copied."""
 
 
+_DECLARED = Settings.from_environment().models is not None
+"""Whoever wrote down what is tracked wants it evaluated; on a laptop that only looks, nothing starts."""
+
+
 class RegisterConfig(dg.Config):
     """Which versions to register; none named: every version of the registry."""
 
@@ -157,12 +161,7 @@ def _run_requests(observer: Observer, decision: Decision, priority: str) -> list
 @dg.sensor(
     jobs=[register_models, prepare_benchmarks, evaluate_models, judge_models],
     minimum_interval_seconds=TICK_SECONDS,
-    default_status=(
-        # Whoever wrote down what is tracked wants it evaluated; on a laptop that only looks, nothing starts.
-        dg.DefaultSensorStatus.RUNNING
-        if Settings.from_environment().models is not None
-        else dg.DefaultSensorStatus.STOPPED
-    ),
+    default_status=dg.DefaultSensorStatus.RUNNING if _DECLARED else dg.DefaultSensorStatus.STOPPED,
     description=(
         "Sees new model versions in the registries and brings each all the way: registered, evaluated on its "
         "benchmarks, compared with the version in production, promoted or blocked. Goes on after any failure."
@@ -183,9 +182,11 @@ def new_model_versions(
         fresh = [str(key) for key in listing.keys if str(key) not in set(known) and _is_tracked(look, key)]
         if relist:
             mark_deleted(look, listing, known)
-        decision = reconcile(look.world([*known, *fresh], seconds=LOOK_SECONDS), Policy())
-    except TransientError as error:
+        problems: dict[str, str] = {}
+        world = look.world([*known, *fresh], seconds=LOOK_SECONDS, problems=problems)
+    except UserError as error:
         return dg.SkipReason(str(error))  # with the cursor as it was
+    decision = reconcile(world, Policy())
     events = report_given_up(look.settings, store, decision, context.log.warning)
     cursor = {
         "registry": listing.cursor,
@@ -193,6 +194,8 @@ def new_model_versions(
     }
     for skipped in listing.skipped:
         context.log.info(f"{skipped.place} was skipped: {skipped.reason}")
+    for name, reason in problems.items():
+        context.log.warning(f"model {name} is left alone until this is put right: {reason}")
     context.log.info(
         f"{len(listing.keys)} versions listed, {len(fresh)} of them new; {len(decision.requests)} runs "
         f"requested, {decision.left} more left, {len(decision.waiting)} tasks wait for another try, "
@@ -239,6 +242,7 @@ def mark_deleted(look: Observer, listing: Listing, known: Sequence[str]) -> None
     job=evaluate_models,
     cron_schedule="{1} {0} * * *".format(*Settings.from_environment().nightly),
     execution_timezone=Settings.from_environment().timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING if _DECLARED else dg.DefaultScheduleStatus.STOPPED,
     description=(
         "Each night: evaluates what is stale or missing, and only that. Looks deeper than the sensor does: "
         "into the registry, whether a version's files have changed, and into the store, whether a result is "
@@ -277,6 +281,7 @@ def nightly(
     job=evaluate_models,
     cron_schedule="{1} {0} * * 0".format(*Settings.from_environment().nightly),
     execution_timezone=Settings.from_environment().timezone,
+    default_status=dg.DefaultScheduleStatus.RUNNING if _DECLARED else dg.DefaultScheduleStatus.STOPPED,
     description=(
         "Each Sunday: evaluates the versions in production again, all of it. The check 'reproduced' of each "
         "cell says whether the same code, model and items still give the same samples, bit by bit."

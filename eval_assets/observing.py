@@ -1,7 +1,7 @@
 """What there is: registries, the store and Dagster's instance, read into a `reconciling.World`."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -13,9 +13,9 @@ from eval_assets.cells import Cells
 from eval_assets.partitions import SUITE, cell_key
 from eval_assets.reconciling import Failures, Task, Version, World, short
 from eval_assets.tracking import Tracking
-from resources.errors import UserError
+from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
-from resources.registries import ModelVersion, Registry, RegistryUnavailableError
+from resources.registries import ModelVersion, Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
 
@@ -52,19 +52,23 @@ class Observer:
         thorough: bool = False,
         seconds: float = 15.0,
         failures: Mapping[Task, Failures] | None = None,
+        problems: MutableMapping[str, str] | None = None,
     ) -> World:
         """The world around these model versions and what they are compared with.
 
         Only `datasets` of their benchmarks count, if given. `thorough` asks the registry whether a registered
         version's files have changed and the store whether an evaluation is really there; otherwise what was
-        recorded is believed. New versions that `seconds` are too short for are left out until next time.
+        recorded is believed. A model whose aliases can't be read is left out; why is in `problems`, by name.
+        New versions that `seconds` are too short for are left out until next time.
         """
         deadline = time.monotonic() + seconds
         records, verdicts = self.store.model_versions(), self.store.verdicts()
         shown = data_versions(self.instance, "model_version")
-        baselines, production = self.baselines(keys), self.production(keys)
+        problems = {} if problems is None else problems
+        baselines, production = self.baselines(keys, problems), self.production(keys, problems)
         versions: list[Version] = []
-        for key in self._with_baselines(keys, baselines):
+        readable = [key for key in keys if ModelKey.parse(key).name not in problems]
+        for key in self._with_baselines(readable, baselines):
             name = ModelKey.parse(key).name
             entry = self.tracking.entry(name)
             record = records.get(key)
@@ -76,7 +80,7 @@ class Observer:
                     continue
                 try:
                     revision = self.registry.revision(ModelKey.parse(key))
-                except RegistryUnavailableError:
+                except TransientError:
                     raise
                 except UserError:
                     continue  # not in the registry any more
@@ -95,8 +99,13 @@ class Observer:
             )
         return self._with_cells(versions, records, thorough, failures)
 
-    def production(self, keys: Sequence[str]) -> dict[str, str]:
-        """Model name -> key of its version in production: that of the baseline's alias, or a fixed one."""
+    def production(
+        self, keys: Sequence[str], problems: MutableMapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Model name -> key of its version in production: that of the baseline's alias, or a fixed one.
+
+        Raises UserError for aliases that can't be read; with `problems` it is put there, by model name.
+        """
         found = {}
         for name in dict.fromkeys(ModelKey.parse(key).name for key in keys):
             entry = self.tracking.entry(name)
@@ -104,17 +113,24 @@ class Observer:
                 continue
             version = entry.baseline.version
             if entry.baseline.alias is not None:
-                version = self.registry.aliases(name).get(entry.baseline.alias)
+                try:
+                    version = self.registry.aliases(name).get(entry.baseline.alias)
+                except UserError as error:
+                    if problems is None or isinstance(error, TransientError):
+                        raise
+                    problems[name] = str(error)
             if version is not None:
                 found[name] = f"{name}@{version}"
         return found
 
-    def baselines(self, keys: Sequence[str]) -> dict[str, str]:
-        """Model name -> key of the version that others are compared with.
+    def baselines(
+        self, keys: Sequence[str], problems: MutableMapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Model name -> key of the version that others are compared with; raises as `production` does.
 
         That is the version in production; while there is none, the oldest that is registered.
         """
-        found = self.production(keys)
+        found = self.production(keys, problems)
         lacking = {ModelKey.parse(key).name for key in keys} - found.keys()
         if lacking:
             records = self.store.model_versions()

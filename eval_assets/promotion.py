@@ -121,7 +121,10 @@ def promotion(
 
 def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> None:
     entry = look.tracking.entry_of(key)
-    world = look.world([key], failures={})
+    problems: dict[str, str] = {}
+    world = look.world([key], failures={}, problems=problems)
+    if problems:
+        raise UserError("; ".join(problems.values()))
     version = next((version for version in world.versions if version.model == key), None)
     if version is None:
         raise UserError(f"model version {key}: not in {look.registry.root} any more; nothing to judge")

@@ -104,6 +104,25 @@ def test_a_registry_that_is_down_is_one_skip_and_nothing_is_forgotten(
     assert automation.until_at_rest()[-1] == ("judge_models", "tiny@2")
 
 
+@pytest.mark.parametrize(
+    ("aliases", "reason"),
+    [('{"champion": "candidate", "candidate": "champion"}', "champion"), ("{", "aliases.json")],
+)
+def test_aliases_that_make_no_sense_hold_up_their_own_model_only(
+    automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aliases: str, reason: str
+) -> None:
+    shutil.copytree(automation.project.registry / "tiny" / "1", automation.project.registry / "other" / "1")
+    (tmp_path / "models.yaml").write_text(
+        f"models: [{{registry: {{folder: {automation.project.registry}}}, benchmarks: [capitals]}}]"
+    )
+    (automation.project.registry / "tiny" / "aliases.json").write_text(aliases)
+    done = automation.until_at_rest()
+    assert {what for job, what in done if job != "prepare_benchmarks"} == {"other@1"}
+    problems: dict[str, str] = {}
+    automation.project.runs().look.world(["tiny@1"], problems=problems)
+    assert reason in problems["tiny"]
+
+
 def test_a_broken_version_is_given_up_once_with_its_reason_and_taken_up_when_mended(
     automation: Automation,
 ) -> None:
