@@ -9,10 +9,11 @@ from pathlib import Path
 import dagster as dg
 from playwright.sync_api import Page, Request, expect
 
+from eval_assets.gates import check_specs
 from tests.ui.conftest import DATASETS, HOSTILE, MODELS, Save, Site
 from tests.ui.pages import Console, choose_cells, metadata, metadata_keys, open_partitions
 
-CHECKS = ["above_chance", "complete", "empty_outputs", "finite", "score_in_range", "truncated_inputs"]
+CHECKS = sorted(spec.name for spec in check_specs())
 CELLS = {f"{dataset}|{model}" for dataset in DATASETS for model in MODELS}
 
 
