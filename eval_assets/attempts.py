@@ -6,6 +6,8 @@ that is a failure, too.
 """
 
 import json
+import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +16,7 @@ import dagster as dg
 from eval_assets.partitions import DATASETS_TAG, SUITE, grid
 from eval_assets.reconciling import Failures, Task, Work
 from resources.errors import BusyError, TransientError, UserError
+from resources.lease import process_exists
 
 WORK_TAG = "eval/work"
 MODEL_TAG = "eval/model"
@@ -23,6 +26,8 @@ CLEARED_TAG = "eval/cleared"
 INTERRUPTED_TAG = "eval/interrupted"
 """On a run that was told to end before it was done: by which signal."""
 
+PROCESS_TAG = "eval/process"
+"""On a run: the host and the process that executes it."""
 FORCE_TAG = "eval/force"
 """On a run: evaluate its cells again although they are committed."""
 
@@ -105,6 +110,28 @@ def _failed(run: dg.DagsterRun) -> dict[Task, tuple[bool, str]]:
     if INTERRUPTED_TAG in run.tags:
         return {}
     return dict.fromkeys(tasks, (False, f"run {run.run_id[:8]} ended without a word (killed?)"))
+
+
+def begin(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
+    """Tag the run with the process that executes it, so that `end_orphans` can tell when it is gone."""
+    context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process()})
+
+
+def this_process() -> str:
+    """Host and id of this process, as `PROCESS_TAG` has them."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def end_orphans(instance: dg.DagsterInstance) -> None:
+    """Mark runs of this machine whose process is gone as failed.
+
+    Dagster watches pods, but no process on a laptop: such a run would show as running for ever and hold its
+    place in the queue.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
+        owner, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")
+        if owner == socket.gethostname() and not process_exists(int(pid)):
+            instance.report_run_failed(run, f"its process ({owner}:{pid}) was ended")
 
 
 def announce(context: dg.AssetExecutionContext | dg.OpExecutionContext, tasks: Sequence[Task]) -> None:

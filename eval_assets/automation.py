@@ -53,6 +53,7 @@ def register_versions(
     store: dg.ResourceParam[ResultsStore],
 ) -> None:
     """Verify, measure and record model versions, and add their partitions."""
+    attempts.begin(context)
     keys = config.models
     if not keys:
         listing = registry.versions()
@@ -175,6 +176,7 @@ def new_model_versions(
     """One look at everything; the cursor only spares listing what was listed before."""
     cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
     relist = not 0 <= time.time() - cursor.get("listed_at", 0) < RELIST_SECONDS
+    attempts.end_orphans(context.instance)
     look = observer(context.instance, registry, store, Settings.from_environment())
     try:
         listing = registry.versions("" if relist else cursor.get("registry", ""))

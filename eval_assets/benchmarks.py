@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from eval_assets.attempts import announce, confess
+from eval_assets.attempts import announce, begin, confess
 from eval_assets.evaluator import Benchmark
 from eval_assets.events import record_materialization
 from eval_assets.partitions import SUITE, datasets
@@ -46,6 +46,7 @@ def benchmark(
 ) -> Iterator[dg.Output[None]]:
     """The items of a benchmark, as every model is shown them, with the fingerprint of their content."""
     yield from ()
+    begin(context)
     mirror = Settings.from_environment().data_mirror
     signatures = {key: source_signature(SUITE[key], mirror) for key in context.partition_keys}
     announce(context, [Task(Work.PREPARE, "", key, signed[:16]) for key, signed in signatures.items()])

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets.attempts import FORCE_TAG, INTERRUPTED_TAG, announce, confess, one_line
+from eval_assets.attempts import FORCE_TAG, INTERRUPTED_TAG, announce, begin, confess, one_line
 from eval_assets.benchmarks import PreparedBenchmark
 from eval_assets.comparing import CellComparison, compare_records
 from eval_assets.evaluator import Benchmark, Outcome, evaluate
@@ -132,6 +132,7 @@ def evaluation(
 ) -> Iterator[dg.Output[None]]:
     """Evaluate the run's cells, model by model; a cell that fails takes no other with it."""
     yield from ()
+    begin(context)
     try:
         with interrupts.watching():
             evaluate_cells(

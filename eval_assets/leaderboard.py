@@ -45,11 +45,13 @@ def leaderboard_rows(catalog: Catalog) -> list[Row]:
     with catalog.connect() as connection:
         found = connection.execute(
             """
-            SELECT l.dataset, l.model, l.metric, l.value, l.ci_low, l.ci_high, l.n, l.items_available,
-                   l.status, c.baseline, c.verdict, c.difference, c.ci_low, c.ci_high
+            SELECT l.dataset, l.model || CASE WHEN d.model IS NULL THEN '' ELSE ' (deleted)' END,
+                   l.metric, l.value, l.ci_low, l.ci_high, l.n, l.items_available, l.status,
+                   c.baseline, c.verdict, c.difference, c.ci_low, c.ci_high
             FROM leaderboard l
             LEFT JOIN comparisons c
               ON c.dataset = l.dataset AND c.model = l.model AND c.candidate_evaluation = l.evaluation_id
+            LEFT JOIN deleted_models d ON d.model = l.model
             ORDER BY l.dataset, l.model
             """
         ).fetchall()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import dagster as dg
 
-from eval_assets.attempts import announce, confess
+from eval_assets.attempts import announce, begin, confess
 from eval_assets.events import record_materialization
 from eval_assets.partitions import models
 from eval_assets.reconciling import Task, Work, short
@@ -34,6 +34,7 @@ def model_version(
 ) -> Iterator[dg.Output[None]]:
     """A model version whose files were verified (digest, safetensors, tokenizer) and measured."""
     yield from ()
+    begin(context)
     for key in context.partition_keys:
         try:
             register(context, key, registry, store)

@@ -7,6 +7,7 @@ from fnmatch import filter as matching
 import dagster as dg
 from pydantic import Field
 
+from eval_assets.attempts import begin
 from eval_assets.benchmarks import is_current, prepare, source_signature
 from eval_assets.comparing import compare_cells
 from eval_assets.evaluations import evaluate_cells
@@ -41,6 +42,7 @@ def evaluate_named(
     engines: EngineResource,
 ) -> None:
     """Register, prepare and evaluate what the configuration names and is missing, all in this run."""
+    begin(context)
     settings = Settings.from_environment()
     if config.limit is not None:
         settings = replace(settings, limit=config.limit)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import dagster as dg
 
-from eval_assets.attempts import announce, confess
+from eval_assets.attempts import announce, begin, confess
 from eval_assets.comparing import CellComparison, compare_cells
 from eval_assets.events import record_materialization
 from eval_assets.gates import no_regression, record_check
@@ -107,6 +107,7 @@ def promotion(
 ) -> Iterator[dg.Output[None]]:
     """A model version against the one in production: the verdict, and the alias moved or why it was not."""
     yield from ()
+    begin(context)
     settings = Settings.from_environment()
     look = Observer(
         context.instance, registry, store, tracking(settings.models, settings.registry, SUITE), settings

@@ -1,7 +1,6 @@
 """Dagster runs started from a terminal: the same jobs and instance as the UI's, executed in this process."""
 
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,13 +21,11 @@ from eval_assets.tracking import tracking
 from resources import interrupts
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.lease import process_exists
 from resources.registries import ModelVersion
 from resources.registries.sources import open_registries
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
-PROCESS_TAG = "eval/process"
 _INTERRUPTED = DagsterExecutionInterruptedError.__name__
 _ONCE = Policy(tries=10**9, first_wait=0.0, requests_at_once=10**9)
 """A person who asks wants it tried now, whatever failed before."""
@@ -57,8 +54,7 @@ class Runs:
         )
         self.look = Observer(self.instance, self.registry, self.store, self.tracking, self.settings)
         self._definitions = definitions(self.settings, settle_seconds=0.0)
-        self._process = f"{socket.gethostname()}:{os.getpid()}"
-        self._end_orphans()
+        attempts.end_orphans(self.instance)
 
     def models(self, patterns: Sequence[str]) -> list[str]:
         """Keys of the registry's versions that match a pattern (``name@version``, ``*`` for any text)."""
@@ -216,7 +212,7 @@ class Runs:
         result = self._definitions.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=partition_key,
-            tags={**(tags or {}), PROCESS_TAG: self._process},
+            tags={**(tags or {}), attempts.PROCESS_TAG: attempts.this_process()},
             # The run's log is in the instance; the terminal shows progress instead.
             run_config={
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
@@ -232,15 +228,6 @@ class Runs:
             raise KeyboardInterrupt
         if not result.success:
             raise RunFailedError(f"run {result.run_id[:8]} of {job} failed: {_reason(result)}")
-
-    def _end_orphans(self) -> None:
-        """Mark runs of a terminal that was killed as failed; the UI would show them as running for ever."""
-        host = socket.gethostname()
-        for run in self.instance.get_runs(dg.RunsFilter(statuses=attempts.ACTIVE)):
-            process = run.tags.get(PROCESS_TAG, "")
-            owner, _, pid = process.rpartition(":")
-            if owner == host and not process_exists(int(pid)):
-                self.instance.report_run_failed(run, f"its process ({process}) was ended")
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:

@@ -91,6 +91,7 @@ CREATE TABLE comparisons (
 CREATE TABLE verdicts (
     model VARCHAR, baseline VARCHAR, status VARCHAR, reason VARCHAR, action VARCHAR, moved BOOLEAN,
     family VARCHAR[], missing VARCHAR[], judged_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE deleted_models (model VARCHAR);
 CREATE TABLE judged (digest VARCHAR);
 CREATE TABLE current_benchmarks (dataset VARCHAR, fingerprint VARCHAR);
 """
@@ -153,7 +154,7 @@ class Catalog:
     def refresh(self) -> Refresh:
         """Make the catalogue say what the committed evaluations say; without a change it is left alone."""
         committed, inputs = self._committed(), self._store.current_inputs()
-        found = _Judged(self._store.comparisons(), list(self._store.verdicts().values()))
+        found = _Judged(self._store)
         known = self._known()
         before = known[0] if known is not None else set()
         added, removed = sorted(set(committed) - before), sorted(before - set(committed))
@@ -250,14 +251,14 @@ class Catalog:
 
 
 class _Judged:
-    """The comparisons and verdicts of the store, as rows of their tables."""
+    """What the store says about versions besides their evaluations, as rows of tables."""
 
-    def __init__(
-        self, comparisons: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, store: ResultsStore) -> None:
+        versions = store.model_versions()
         self._tables = {
-            "comparisons": [_comparison_row(comparison) for comparison in comparisons],
-            "verdicts": [_verdict_row(verdict) for verdict in verdicts],
+            "comparisons": [_comparison_row(comparison) for comparison in store.comparisons()],
+            "verdicts": [_verdict_row(verdict) for verdict in store.verdicts().values()],
+            "deleted_models": [[key] for key, record in versions.items() if record.get("deleted")],
         }
         text = json.dumps(self._tables, sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()

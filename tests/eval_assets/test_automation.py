@@ -16,9 +16,13 @@ import pytest
 
 from eval_assets import attempts
 from eval_assets.automation import nightly, weekly_recheck
+from eval_assets.definitions import definitions
+from eval_assets.leaderboard import leaderboard_rows
 from eval_assets.reconciling import Work
+from resources.catalog import Catalog
 from resources.keys import ModelKey
 from resources.results import ResultsStore
+from resources.settings import Settings
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import SENTENCES, Automation, make_worse, track
 from tests.resources.registries.mlflow_server import MlflowServer
@@ -115,6 +119,7 @@ def test_aliases_that_make_no_sense_hold_up_their_own_model_only(
     (tmp_path / "models.yaml").write_text(
         f"models: [{{registry: {{folder: {automation.project.registry}}}, benchmarks: [capitals]}}]"
     )
+    automation.definitions = definitions(Settings.from_environment(), settle_seconds=0.0)
     (automation.project.registry / "tiny" / "aliases.json").write_text(aliases)
     done = automation.until_at_rest()
     assert {what for job, what in done if job != "prepare_benchmarks"} == {"other@1"}
@@ -161,6 +166,11 @@ def test_a_deleted_version_keeps_its_results_and_is_not_evaluated_again(automati
     assert store.model_versions()["tiny@1"]["deleted"] is True
     assert "tiny@1" in {record["model"] for _, record in store.records()}
     assert automation.instance.has_dynamic_partition("model", "tiny@1")
+    catalog = Catalog(store)
+    catalog.refresh()
+    assert [row.model for row in leaderboard_rows(catalog) if row.benchmark == "capitals"] == [
+        "tiny@1 (deleted)", "tiny@2",
+    ]  # fmt: skip
 
 
 def test_a_staged_evaluation_stops_when_decided_and_is_completed_when_it_becomes_production(
@@ -233,7 +243,7 @@ def test_five_hundred_new_versions_are_spread_over_looks_that_stay_short(automat
     asked = {request.tags[attempts.MODEL_TAG] for request in result.run_requests}
     job = automation.definitions.resolve_job_def("register_models")
     for request in result.run_requests:
-        automation.instance.create_run_for_job(job, tags=request.tags, status=dg.DagsterRunStatus.QUEUED)
+        automation.instance.create_run_for_job(job, tags=request.tags, status=dg.DagsterRunStatus.NOT_STARTED)
     later = automation.tick()
     assert isinstance(later, dg.SensorResult)
     assert later.run_requests
@@ -320,7 +330,8 @@ def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_
         until(lambda: shelf.registry.aliases(name).get("champion") == "1")
         shelf.add("tiny", "2", models / "2")
         second = {attempts.MODEL_TAG: f"{name}@2"}
-        until(lambda: instance.get_runs(dg.RunsFilter(tags=second, statuses=[dg.DagsterRunStatus.STARTED])))
+        running = dg.RunsFilter(tags=second, statuses=[dg.DagsterRunStatus.STARTED])
+        until(lambda: any(attempts.PROCESS_TAG in run.tags for run in instance.get_runs(running)))
     with dagster_dev(log):
         until(lambda: shelf.registry.aliases(name).get("champion") == "2")
         shelf.add("tiny", "3", models / "3")

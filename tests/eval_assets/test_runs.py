@@ -6,9 +6,9 @@ import sys
 import dagster as dg
 import pytest
 
+from eval_assets.attempts import PROCESS_TAG
 from eval_assets.definitions import definitions
 from eval_assets.partitions import row_tags
-from eval_assets.runs import PROCESS_TAG
 from resources import interrupts
 from resources.settings import Settings
 from tests.conftest import ROOT
