@@ -37,8 +37,14 @@ def test_the_demo_grid_of_real_models_and_rows(
 ) -> None:
     """A few items a cell: all are committed, a re-save changes nothing, pruning does, again is no work."""
     arguments = ["--models", "smollm2-135m@*", "--benchmarks", BENCHMARKS]
+    # A registry of its own: the demo's has an alias once somebody has run it.
+    registry = tmp_path / "registry"
+    (registry / "smollm2-135m").mkdir(parents=True)
+    for version in (models / "smollm2-135m").iterdir():
+        if version.is_dir():
+            (registry / "smollm2-135m" / version.name).symlink_to(version)
     environment = {
-        "EVAL_REGISTRY": str(models),
+        "EVAL_REGISTRY": str(registry),
         "EVAL_DATA_MIRROR": str(data),
         "EVAL_LIMIT": "4",
         "EVAL_THREADS": "2",
