@@ -2,14 +2,17 @@
 
 All of it is in tags of Dagster's own runs, so there is no second book to keep in step: a run says from its
 start on what it is for, and at its end which of its tasks failed. A run that was killed says nothing more;
-that is a failure, too.
+that is a failure, too. Dagster copies tags to a run that is executed again: what a run says of itself counts
+only where its own `begin` stands beside it.
 """
 
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 import dagster as dg
 
@@ -19,17 +22,19 @@ from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
 
 WORK_TAG = "eval/work"
-MODEL_TAG = "eval/model"
-FINGERPRINTS_TAG = "eval/fingerprints"
+TASKS_TAG = "eval/tasks"
+"""``dataset|model=fingerprint`` of each, comma-separated."""
+FORCE_TAG = "eval/force"
+"""On a run: evaluate its cells again although they are committed."""
+PROCESS_TAG = "eval/process"
+"""``host:process:run``: who executes the run. The run's id tells it from a copy."""
 FAILED_TAG = "eval/failed"
 CLEARED_TAG = "eval/cleared"
+"""The run's id, where a person said to forget its failures."""
 INTERRUPTED_TAG = "eval/interrupted"
 """On a run that was told to end before it was done: by which signal."""
 
-PROCESS_TAG = "eval/process"
-"""On a run: the host and the process that executes it."""
-FORCE_TAG = "eval/force"
-"""On a run: evaluate its cells again although they are committed."""
+Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
 
 REMEMBERED = timedelta(days=90)
 _REASON_CHARACTERS = 300
@@ -45,27 +50,32 @@ _OVER = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def tags_of(tasks: Sequence[Task]) -> dict[str, str]:
-    """The tags of a run for these tasks, all of one kind and model."""
+    """The tags of a run for these tasks, all of one kind."""
     return {
         WORK_TAG: tasks[0].work.value,
-        MODEL_TAG: tasks[0].model,
-        FINGERPRINTS_TAG: ",".join(f"{task.dataset}={task.fingerprint}" for task in tasks),
+        TASKS_TAG: ",".join(f"{_place(task)}={task.fingerprint}" for task in tasks),
     }
+
+
+def tasks_in(tags: Mapping[str, str]) -> list[Task]:
+    """The inverse of `tags_of`; none where the tags name no work."""
+    if tags.get(WORK_TAG) not in list(Work):
+        return []
+    tasks = []
+    for text in tags.get(TASKS_TAG, "").split(","):
+        place, _, fingerprint = text.partition("=")
+        dataset, _, model = place.partition("|")
+        tasks.append(Task(Work(tags[WORK_TAG]), model, dataset, fingerprint))
+    return tasks
 
 
 def tasks_of(run: dg.DagsterRun) -> list[Task]:
     """What a run is for; of one that nobody tagged, the cells of its partitions, without fingerprints."""
-    work = run.tags.get(WORK_TAG)
-    if work in list(Work):
-        pairs = (pair.partition("=") for pair in run.tags.get(FINGERPRINTS_TAG, "").split(","))
-        return [
-            Task(Work(work), run.tags.get(MODEL_TAG, ""), dataset, fingerprint)
-            for dataset, _, fingerprint in pairs
-        ]
     selected = run.asset_selection or set()
     if run.job_name == "evaluate_models" or dg.AssetKey("evaluation") in selected:
-        return [Task(Work.EVALUATE, model, dataset) for dataset, model in _cells_of_tags(run.tags)]
-    return []
+        cells = [Task(Work.EVALUATE, model, dataset) for dataset, model in _cells_of_tags(run.tags)]
+        return tasks_in(run.tags) or cells
+    return tasks_in(run.tags)
 
 
 def in_flight(instance: dg.DagsterInstance) -> set[tuple[Work, str, str]]:
@@ -90,36 +100,47 @@ def failures(instance: dg.DagsterInstance) -> dict[Task, Failures]:
     found: dict[Task, Failures] = {}
     for record in records:
         run = record.dagster_run
-        if CLEARED_TAG in run.tags:
+        if run.tags.get(CLEARED_TAG) == run.run_id:
             continue
         ended = record.end_time or record.update_timestamp.timestamp()
-        for failed, (permanent, reason) in _failed(run).items():
+        for failed, (how, reason) in _failed(run).items():
             before = found[failed].times if failed in found else 0
-            found[failed] = Failures(before + 1, ended, reason, permanent)
+            times = max(before, 1) if how == _BUSY else before + 1
+            found[failed] = Failures(times, ended, reason, permanent=how == _PERMANENT)
     return found
 
 
-def _failed(run: dg.DagsterRun) -> dict[Task, tuple[bool, str]]:
+_BUSY, _TRANSIENT, _PERMANENT = "busy", "transient", "permanent"
+"""Another process is at it: wait, but never give up. It may pass by itself. It is the same next time."""
+
+
+def _failed(run: dg.DagsterRun) -> dict[Task, tuple[str, str]]:
     tasks = tasks_of(run)
     if run.status is dg.DagsterRunStatus.CANCELED:
-        return dict.fromkeys(tasks, (True, f"run {run.run_id[:8]} was cancelled"))
-    if FAILED_TAG in run.tags:
-        said: Mapping[str, tuple[bool, str]] = json.loads(run.tags[FAILED_TAG])
-        return {task: (bool(said[task.dataset][0]), said[task.dataset][1])
-                for task in tasks if task.dataset in said}  # fmt: skip
-    if INTERRUPTED_TAG in run.tags:
-        return {}
-    return dict.fromkeys(tasks, (False, f"run {run.run_id[:8]} ended without a word (killed?)"))
+        return dict.fromkeys(tasks, (_PERMANENT, f"run {run.run_id[:8]} was cancelled"))
+    if _has_begun(run):
+        if said := run.tags.get(FAILED_TAG):
+            reasons: Mapping[str, tuple[str, str]] = json.loads(said)
+            return {task: reasons[_place(task)] for task in tasks if _place(task) in reasons}
+        if run.tags.get(INTERRUPTED_TAG):
+            return {}
+    return dict.fromkeys(tasks, (_TRANSIENT, f"run {run.run_id[:8]} ended without a word (killed?)"))
 
 
-def begin(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> None:
-    """Tag the run with the process that executes it, so that `end_orphans` can tell when it is gone."""
-    context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process()})
+def _place(task: Task) -> str:
+    return f"{task.dataset}|{task.model}"
 
 
-def this_process() -> str:
-    """Host and id of this process, as `PROCESS_TAG` has them."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def begin(context: Context) -> None:
+    """Tag the run with the process that executes it, and take back what it may have copied from another."""
+    run = context.run
+    copied = {tag: "" for tag in (FAILED_TAG, INTERRUPTED_TAG) if run.tags.get(tag)}
+    process = f"{socket.gethostname()}:{os.getpid()}:{run.run_id}"
+    context.instance.add_run_tags(run.run_id, {PROCESS_TAG: process, **copied})
+
+
+def _has_begun(run: dg.DagsterRun) -> bool:
+    return run.tags.get(PROCESS_TAG, "").endswith(f":{run.run_id}")
 
 
 def end_orphans(instance: dg.DagsterInstance) -> None:
@@ -129,27 +150,31 @@ def end_orphans(instance: dg.DagsterInstance) -> None:
     place in the queue.
     """
     for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
-        owner, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")
-        if owner == socket.gethostname() and not process_exists(int(pid)):
-            instance.report_run_failed(run, f"its process ({owner}:{pid}) was ended")
+        host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")[0].rpartition(":")
+        if _has_begun(run) and host == socket.gethostname() and not process_exists(int(pid)):
+            instance.report_run_failed(run, f"its process ({host}:{pid}) was ended")
 
 
-def announce(context: dg.AssetExecutionContext | dg.OpExecutionContext, tasks: Sequence[Task]) -> None:
+def announce(context: Context, tasks: Sequence[Task]) -> None:
     """Tag the run with what it is for, where whoever requested it has not."""
-    if tasks and context.run.tags.get(WORK_TAG) is None:
+    if tasks and WORK_TAG not in context.run.tags:
         context.instance.add_run_tags(context.run.run_id, tags_of(tasks))
 
 
-def confess(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext, failed: Mapping[str, Exception]
-) -> None:
-    """Tag the run with the tasks of it that failed, by dataset, and why."""
-    said = {
-        dataset: (_is_permanent(error), one_line(error))
-        for dataset, error in failed.items()
-        if not isinstance(error, BusyError)
-    }
+def confess(context: Context, failed: Mapping[Task, Exception]) -> None:
+    """Tag the run with the tasks of it that failed, and why; their fingerprints don't matter."""
+    said = {_place(task): (_kind(error), one_line(error)) for task, error in failed.items()}
     context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: json.dumps(said)})
+
+
+@contextmanager
+def confessing(context: Context, task: Task) -> Iterator[None]:
+    """Turn a UserError into the failure of the run's one task, for Dagster and for `failures`."""
+    try:
+        yield
+    except UserError as error:
+        confess(context, {task: error})
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def clear(instance: dg.DagsterInstance, key: str, datasets: Iterable[str] = ()) -> int:
@@ -161,15 +186,17 @@ def clear(instance: dg.DagsterInstance, key: str, datasets: Iterable[str] = ()) 
     ):
         of_key = [task for task in tasks_of(run) if key == (task.model or task.dataset)]
         concerned = any(not wanted or task.dataset in wanted for task in of_key)
-        if concerned and CLEARED_TAG not in run.tags:
-            instance.add_run_tags(run.run_id, {CLEARED_TAG: "true"})
+        if concerned and run.tags.get(CLEARED_TAG) != run.run_id:
+            instance.add_run_tags(run.run_id, {CLEARED_TAG: run.run_id})
             count += 1
     return count
 
 
-def _is_permanent(error: Exception) -> bool:
-    """What a user has to put right, or a bug: trying again gives the same. The rest may be weather."""
-    return not isinstance(error, TransientError | OSError | MemoryError)
+def _kind(error: Exception) -> str:
+    """What a user has to put right, or a bug, is permanent; the rest may be weather."""
+    if isinstance(error, BusyError):
+        return _BUSY
+    return _TRANSIENT if isinstance(error, TransientError | OSError | MemoryError) else _PERMANENT
 
 
 def one_line(error: Exception) -> str:

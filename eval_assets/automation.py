@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from eval_assets import attempts
-from eval_assets.model_versions import register
+from eval_assets.model_versions import register, registration
 from eval_assets.notifications import report_given_up
 from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE, models, row_tags
@@ -60,16 +60,18 @@ def register_versions(
         keys = [str(key) for key in listing.keys]
         for skipped in listing.skipped:
             context.log.warning(f"{skipped.place} was skipped: {skipped.reason}")
-    failed: dict[str, Exception] = {}
-    for key in keys:
+    failed: dict[Task, Exception] = {}
+    tasks = [registration(key, registry) for key in keys]
+    attempts.announce(context, tasks)
+    for task in tasks:
         try:
-            register(context, key, registry, store)
+            register(context, task.model, registry, store)
         except UserError as error:
-            failed[key] = error
+            failed[task] = error
             continue
-        context.instance.add_dynamic_partitions("model", [key])
+        context.instance.add_dynamic_partitions("model", [task.model])
     if failed:
-        attempts.confess(context, {"": next(iter(failed.values()))})
+        attempts.confess(context, failed)
         raise dg.Failure("; ".join(str(error) for error in failed.values()), allow_retries=False)
     if not keys:
         raise dg.Failure(no_versions_message(registry), allow_retries=False)
@@ -180,10 +182,10 @@ def new_model_versions(
     look = observer(context.instance, registry, store, Settings.from_environment())
     try:
         listing = registry.versions("" if relist else cursor.get("registry", ""))
-        known = context.instance.get_dynamic_partitions("model")
-        fresh = [str(key) for key in listing.keys if str(key) not in set(known) and _is_tracked(look, key)]
+        known = dict.fromkeys(context.instance.get_dynamic_partitions("model"))
+        fresh = [str(key) for key in listing.keys if str(key) not in known and _is_tracked(look, key)]
         if relist:
-            mark_deleted(look, listing, known)
+            mark_deleted(look, listing, list(known))
         problems: dict[str, str] = {}
         world = look.world([*known, *fresh], seconds=LOOK_SECONDS, problems=problems)
     except UserError as error:

@@ -49,14 +49,15 @@ def benchmark(
     begin(context)
     mirror = Settings.from_environment().data_mirror
     signatures = {key: source_signature(SUITE[key], mirror) for key in context.partition_keys}
-    announce(context, [Task(Work.PREPARE, "", key, signed[:16]) for key, signed in signatures.items()])
-    broken: dict[str, Exception] = {}
-    for key in context.partition_keys:
+    tasks = {key: Task(Work.PREPARE, "", key, signature[:16]) for key, signature in signatures.items()}
+    announce(context, list(tasks.values()))
+    broken: dict[Task, Exception] = {}
+    for key, task in tasks.items():
         try:
             prepare(context, SUITE[key], signatures[key], store)
         except UserError as error:
             context.log.error(str(error))
-            broken[key] = error
+            broken[task] = error
     if broken:
         confess(context, broken)
         raise dg.Failure("; ".join(str(error) for error in broken.values()), allow_retries=False)

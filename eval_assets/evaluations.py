@@ -4,18 +4,17 @@ import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets.attempts import FORCE_TAG, INTERRUPTED_TAG, announce, begin, confess, one_line
+from eval_assets.attempts import FORCE_TAG, INTERRUPTED_TAG, Context, announce, begin, confess, one_line
 from eval_assets.benchmarks import PreparedBenchmark
 from eval_assets.comparing import CellComparison, compare_records
 from eval_assets.evaluator import Benchmark, Outcome, evaluate
 from eval_assets.events import record_materialization
 from eval_assets.gates import (
-    CheckOutcome,
     check_cell,
     check_specs,
     no_regression,
@@ -39,8 +38,6 @@ from resources.results import ResultsStore
 from resources.settings import Settings
 
 LOG_SECONDS = 10.0
-Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
-
 
 _listeners: list[Callable[[Progress], None]] = []
 
@@ -167,40 +164,37 @@ def evaluate_cells(
 
     Raises dg.Failure, naming the cells that failed, after all have had their turn.
     """
-    failed: dict[str, dict[str, Exception]] = {}
-    cells: list[tuple[RunCell, _Cell | None]] = []
-    for run_cell in places:
+    failed: dict[Task, Exception] = {}
+    cells: dict[RunCell, _Cell] = {}
+    for place in places:
         try:
-            cells.append((run_cell, _Cell(context, run_cell, registry, store, engines, settings)))
-        except UserError as error:
-            cells.append((run_cell, None))
-            if run_cell.meant:
-                failed.setdefault(run_cell.model, {})[run_cell.dataset] = error
-    announce(context, [cell.task for run_cell, cell in cells if cell is not None and run_cell.meant])
-    for run_cell, cell in cells:
-        if cell is None:
-            continue
+            cells[place] = _Cell(context, place, registry, store, engines, settings)
+        except Exception as error:  # whatever one cell runs into, the others of the row get their turn
+            _note(context, failed, place, error)
+    announce(context, [cell.task for place, cell in cells.items() if place.meant])
+    for place, cell in cells.items():
         try:
-            if run_cell.meant:
+            if place.meant:
                 cell.evaluate(force=force)
             elif cell.is_committed():
                 # Dagster takes the whole range for planned: a good cell between two that are meant would
                 # otherwise show as skipped or failed.
                 cell.evaluate(force=False)
-        except Exception as error:
-            # Whatever one cell ran into, the next one of the row gets its turn; the run fails below.
-            if not isinstance(error, UserError):
-                context.log.exception(f"{run_cell.model} on {run_cell.dataset} failed")
-            if run_cell.meant or not isinstance(error, UserError):
-                failed.setdefault(run_cell.model, {})[run_cell.dataset] = error
+        except Exception as error:  # as above
+            _note(context, failed, place, error)
     if failed:
-        confess(context, {name: error for of_model in failed.values() for name, error in of_model.items()})
-        lines = [
-            f"{cell_key(dataset, model)}: {one_line(error)}"
-            for model, of_model in failed.items()
-            for dataset, error in of_model.items()
-        ]
+        confess(context, failed)
+        lines = [f"{cell_key(task.dataset, task.model)}: {one_line(error)}" for task, error in failed.items()]
         raise dg.Failure(f"{len(lines)} of the run's cells failed: {'; '.join(lines)}", allow_retries=False)
+
+
+def _note(context: Context, failed: dict[Task, Exception], place: RunCell, error: Exception) -> None:
+    """Keep why a cell failed; the run says it at its end. What is no UserError is a bug, with a traceback."""
+    known = isinstance(error, UserError)
+    if not known:
+        context.log.exception(f"{place.model} on {place.dataset} failed")
+    if place.meant or not known:
+        failed[Task(Work.EVALUATE, place.model, place.dataset)] = error
 
 
 class _Cell:
@@ -293,7 +287,6 @@ class _Cell:
             metadata=_metadata(outcome, samples, benchmark.available),
         )
         outcomes = check_cell(benchmark, outcome.record, samples)
-        outcomes.append(CheckOutcome("evaluated", True))
         if compared is not None:
             outcomes.append(no_regression(compared))
             self._store.save_comparison(cell.dataset, cell.model, compared.as_row())

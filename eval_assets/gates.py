@@ -32,7 +32,6 @@ _CHECKS = {
     "above_chance": "The score of a multiple-choice benchmark is better than guessing (warning).",
     "no_regression": "The version is not worse than the one in production, sample by sample.",
     "reproduced": "Evaluated again with the same fingerprint, it finds the same, bit by bit.",
-    "evaluated": "It could be evaluated at all; fails when the automation has given it up.",
 }
 
 

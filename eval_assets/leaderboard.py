@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from eval_assets.attempts import begin
 from resources.catalog import Catalog
 from resources.results import ResultsStore
 
@@ -122,6 +123,7 @@ def leaderboard(
     context: dg.AssetExecutionContext, store: dg.ResourceParam[ResultsStore]
 ) -> dg.MaterializeResult[None]:
     """The catalogue of all committed evaluations (catalog.duckdb), and the leaderboard drawn from it."""
+    begin(context)
     catalog = Catalog(store)
     refresh = catalog.refresh()
     rows = leaderboard_rows(catalog)

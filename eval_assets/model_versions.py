@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import dagster as dg
 
-from eval_assets.attempts import announce, begin, confess
+from eval_assets.attempts import announce, begin, confessing
 from eval_assets.events import record_materialization
 from eval_assets.partitions import models
 from eval_assets.reconciling import Task, Work, short
@@ -36,11 +36,19 @@ def model_version(
     yield from ()
     begin(context)
     for key in context.partition_keys:
-        try:
+        task = registration(key, registry)
+        announce(context, [task])
+        with confessing(context, task):
             register(context, key, registry, store)
-        except UserError as error:
-            confess(context, {"": error})
-            raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def registration(key: str, registry: Registry) -> Task:
+    """The task of registering a version as its files are now; without a fingerprint where it has none."""
+    try:
+        revision = registry.revision(ModelKey.parse(key))
+    except UserError:  # `register` meets it again, and says so
+        revision = ""
+    return Task(Work.REGISTER, key, "", short(revision))
 
 
 def register(
@@ -54,7 +62,6 @@ def register(
     Raises UserError for what is wrong with it.
     """
     revision = registry.revision(ModelKey.parse(key))  # first: what changes from here on is seen next time
-    announce(context, [Task(Work.REGISTER, key, "", short(revision))])
     version = replace(measured(key, registry, store), revision=revision)
     store.save_model_version(key, version.as_dict())
     record_materialization(

@@ -4,9 +4,8 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import dagster as dg
 
@@ -52,9 +51,9 @@ def notify(settings: Settings, title: str, text: str, link: str, on_warning: Cal
 
 def report_given_up(
     settings: Settings, store: ResultsStore, decision: Decision, on_warning: Callable[[str], object]
-) -> list[dg.AssetObservation | dg.AssetCheckEvaluation]:
+) -> list[dg.AssetObservation]:
     """Say once of each task that it is given up: as an event in the UI, in the store and by the webhook."""
-    events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = []
+    events: list[dg.AssetObservation] = []
     for task, failed in decision.given_up.items():
         record = {
             "work": task.work.value,
@@ -80,31 +79,16 @@ def how_to_retry(task: Task) -> str:
     return f"python -m eval_assets retry '{what}'"
 
 
-def _event(task: Task, failed: Failures) -> dg.AssetObservation | dg.AssetCheckEvaluation:
-    metadata: dict[str, Any] = {
-        "reason": failed.reason,
-        "tries": failed.times,
-        "try_again": how_to_retry(task),
-    }
-    if task.work is Work.EVALUATE:
-        return dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey("evaluation"),
-            check_name="evaluated",
-            passed=False,
-            metadata=metadata,
-            partition=str(cell_key(task.dataset, task.model)),
-        )
-    asset = {Work.REGISTER: "model_version", Work.PREPARE: "benchmark", Work.JUDGE: "promotion"}[task.work]
+def _event(task: Task, failed: Failures) -> dg.AssetObservation:
+    asset, partition = {
+        Work.REGISTER: ("model_version", task.model),
+        Work.PREPARE: ("benchmark", task.dataset),
+        Work.EVALUATE: ("evaluation", str(cell_key(task.dataset, task.model)) if task.dataset else ""),
+        Work.JUDGE: ("promotion", task.model),
+    }[task.work]
     return dg.AssetObservation(
         asset_key=asset,
-        partition=task.model or task.dataset,
+        partition=partition,
         description=f"given up: {failed.reason}",
-        metadata=metadata,
+        metadata={"reason": failed.reason, "tries": failed.times, "try_again": how_to_retry(task)},
     )
-
-
-def given_up_lines(decision: Decision) -> Iterable[str]:
-    """One line a task that is given up, for a terminal."""
-    for task, failed in decision.given_up.items():
-        where = " on ".join(part for part in (task.model, task.dataset) if part)
-        yield f"{task.work} {where}: given up after {failed.times} tries: {failed.reason}"

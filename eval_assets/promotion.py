@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import dagster as dg
 
-from eval_assets.attempts import announce, begin, confess
+from eval_assets.attempts import announce, begin, confessing
 from eval_assets.comparing import CellComparison, compare_cells
 from eval_assets.events import record_materialization
 from eval_assets.gates import no_regression, record_check
@@ -22,7 +22,7 @@ from eval_assets.model_versions import recorded
 from eval_assets.notifications import notify
 from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE, cell_key, models
-from eval_assets.reconciling import judgement
+from eval_assets.reconciling import Task, Work, judgement
 from eval_assets.tracking import TrackedModels, tracking
 from eval_assets.verdicts import FamilyVerdict, family_verdict
 from resources.errors import TransientError, UserError
@@ -113,11 +113,8 @@ def promotion(
         context.instance, registry, store, tracking(settings.models, settings.registry, SUITE), settings
     )
     for key in context.partition_keys:
-        try:
+        with confessing(context, Task(Work.JUDGE, key)):
             _promote(context, look, key)
-        except UserError as error:
-            confess(context, {"": error})
-            raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> None:

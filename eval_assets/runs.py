@@ -212,7 +212,7 @@ class Runs:
         result = self._definitions.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             partition_key=partition_key,
-            tags={**(tags or {}), attempts.PROCESS_TAG: attempts.this_process()},
+            tags=dict(tags or {}),
             # The run's log is in the instance; the terminal shows progress instead.
             run_config={
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},

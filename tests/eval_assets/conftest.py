@@ -161,7 +161,10 @@ class Automation:
                 return done
             for request in result.run_requests:
                 done.append(
-                    (request.job_name or "", request.tags[attempts.MODEL_TAG] or str(request.partition_key))
+                    (
+                        request.job_name or "",
+                        attempts.tasks_in(request.tags)[0].model or str(request.partition_key),
+                    )
                 )
                 self.execute(request)
         raise AssertionError(f"it never comes to rest: {done}")

@@ -208,7 +208,7 @@ def test_the_night_finds_what_was_removed_from_the_store(automation: Automation)
     assert isinstance(automation.scheduled(nightly)[0], dg.SkipReason)
     shutil.rmtree(automation.project.folder / "store" / "evaluations" / "capitals" / "tiny@1")
     (request,) = automation.scheduled(nightly)
-    assert request.tags[attempts.FINGERPRINTS_TAG].startswith("capitals=")
+    assert request.tags[attempts.TASKS_TAG].startswith("capitals|tiny@1=")
     assert automation.execute(request, "evaluate_models").success
     assert isinstance(automation.scheduled(nightly)[0], dg.SkipReason)
 
@@ -240,14 +240,14 @@ def test_five_hundred_new_versions_are_spread_over_looks_that_stay_short(automat
     assert len(automation.instance.get_dynamic_partitions("model")) == 500
     assert result.run_requests is not None
     assert len(result.run_requests) == 100
-    asked = {request.tags[attempts.MODEL_TAG] for request in result.run_requests}
+    asked = {request.tags[attempts.TASKS_TAG] for request in result.run_requests}
     job = automation.definitions.resolve_job_def("register_models")
     for request in result.run_requests:
         automation.instance.create_run_for_job(job, tags=request.tags, status=dg.DagsterRunStatus.NOT_STARTED)
     later = automation.tick()
     assert isinstance(later, dg.SensorResult)
     assert later.run_requests
-    assert not asked & {request.tags[attempts.MODEL_TAG] for request in later.run_requests}
+    assert not asked & {request.tags[attempts.TASKS_TAG] for request in later.run_requests}
 
 
 def test_each_night_has_one_run_also_when_the_clocks_change() -> None:
@@ -292,6 +292,7 @@ def test_an_interrupted_run_is_asked_for_again_under_another_key(automation: Aut
         tags={**request.tags, attempts.INTERRUPTED_TAG: "SIGTERM"},
         status=dg.DagsterRunStatus.STARTED,
     )
+    automation.instance.add_run_tags(run.run_id, {attempts.PROCESS_TAG: f"elsewhere:1:{run.run_id}"})
     automation.instance.report_run_failed(run)
     again = automation.tick()
     assert isinstance(again, dg.SensorResult)
@@ -329,9 +330,13 @@ def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_
     with dagster_dev(log, stops=(signal.SIGKILL,)):
         until(lambda: shelf.registry.aliases(name).get("champion") == "1")
         shelf.add("tiny", "2", models / "2")
-        second = {attempts.MODEL_TAG: f"{name}@2"}
-        running = dg.RunsFilter(tags=second, statuses=[dg.DagsterRunStatus.STARTED])
-        until(lambda: any(attempts.PROCESS_TAG in run.tags for run in instance.get_runs(running)))
+        running = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+        until(
+            lambda: any(
+                attempts.PROCESS_TAG in run.tags and f"|{name}@2=" in run.tags[attempts.TASKS_TAG]
+                for run in instance.get_runs(running)
+            )
+        )
     with dagster_dev(log):
         until(lambda: shelf.registry.aliases(name).get("champion") == "2")
         shelf.add("tiny", "3", models / "3")

@@ -20,9 +20,10 @@ def started_run(instance: dg.DagsterInstance, process: str) -> str:
     job = definitions(Settings.from_environment()).resolve_job_def("evaluate_models")
     run = instance.create_run_for_job(
         job,
-        tags={PROCESS_TAG: process, **row_tags("tiny@1", ["capitals"])},
+        tags=row_tags("tiny@1", ["capitals"]),
         status=dg.DagsterRunStatus.STARTED,
     )
+    instance.add_run_tags(run.run_id, {PROCESS_TAG: f"{process}:{run.run_id}"})
     return run.run_id
 
 
