@@ -24,6 +24,7 @@ from resources.lease import process_exists
 WORK_TAG = "eval/work"
 TASKS_TAG = "eval/tasks"
 """``dataset|model=fingerprint`` of each, comma-separated."""
+PRIORITY_TAG = "dagster/priority"
 FORCE_TAG = "eval/force"
 """On a run: evaluate its cells again although they are committed."""
 PROCESS_TAG = "eval/process"

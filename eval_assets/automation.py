@@ -12,17 +12,15 @@ from eval_assets import attempts
 from eval_assets.model_versions import register, registration
 from eval_assets.notifications import report_given_up
 from eval_assets.observing import Observer
-from eval_assets.partitions import SUITE, models, row_tags
-from eval_assets.reconciling import Decision, Policy, Request, Task, Work, reconcile
-from eval_assets.tracking import tracking
+from eval_assets.partitions import models, row_tags
+from eval_assets.reconciling import Policy, Request, Task, Work, reconcile
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.registries import Listing, Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
 
-PRIORITY = "dagster/priority"
-INTERACTIVE, NEW_VERSION, NIGHTLY = "10", "0", "-10"
+NEW_VERSION, NIGHTLY = "0", "-10"
 TICK_SECONDS = 15
 """The least time between two looks at the registries."""
 LOOK_SECONDS = 15.0
@@ -35,7 +33,8 @@ SETTLE_SECONDS = 10.0
 """A folder whose files changed more recently is still being copied."""
 
 
-_DECLARED = Settings.from_environment().models is not None
+_SETTINGS = Settings.from_environment()
+_DECLARED = _SETTINGS.models is not None
 """Whoever wrote down what is tracked wants it evaluated; on a laptop that only looks, nothing starts."""
 
 
@@ -112,18 +111,16 @@ refresh_leaderboard = dg.define_asset_job(
 )
 
 
-def run_request(
-    instance: dg.DagsterInstance, request: Request, priority: str, resources: Mapping[str, str]
-) -> dg.RunRequest:
+def run_request(look: Observer, request: Request, priority: str) -> dg.RunRequest:
     """The Dagster run for a request.
 
     Its key says how many runs there were for the same before: two looks at once ask for one run, and one that
     was interrupted or whose result was removed is asked for again.
     """
     what = attempts.tags_of(request.tasks)
-    tags = {**what, PRIORITY: priority}
+    tags = {**what, attempts.PRIORITY_TAG: priority}
     first = request.tasks[0]
-    run_key = f"{'/'.join(what.values())}/{instance.get_runs_count(dg.RunsFilter(tags=what))}"
+    run_key = f"{'/'.join(what.values())}/{look.instance.get_runs_count(dg.RunsFilter(tags=what))}"
     match request.work:
         case Work.REGISTER:
             config = {"ops": {"register_versions": {"config": {"models": [first.model]}}}}
@@ -133,32 +130,13 @@ def run_request(
                 run_key, tags=tags, job_name="prepare_benchmarks", partition_key=first.dataset
             )
         case Work.EVALUATE:
-            limits = {"container_config": {"resources": {"limits": dict(resources)}}}
+            resources = dict(look.tracking.entry_of(request.model).resources)
+            limits = {"container_config": {"resources": {"limits": resources}}}
             pod = {"dagster-k8s/config": json.dumps(limits)} if resources else {}
             tags |= {**row_tags(request.model, request.datasets), **pod}
             return dg.RunRequest(run_key, tags=tags, job_name="evaluate_models")
         case Work.JUDGE:
             return dg.RunRequest(run_key, tags=tags, job_name="judge_models", partition_key=first.model)
-
-
-def observer(
-    instance: dg.DagsterInstance, registry: Registry, store: ResultsStore, settings: Settings
-) -> Observer:
-    """An observer of what these settings name."""
-    tracked = tracking(settings.models, settings.registry, SUITE)
-    return Observer(instance, registry, store, tracked, settings)
-
-
-def _run_requests(observer: Observer, decision: Decision, priority: str) -> list[dg.RunRequest]:
-    return [
-        run_request(
-            observer.instance,
-            request,
-            priority,
-            observer.tracking.entry_of(request.model).resources if request.model else {},
-        )
-        for request in decision.requests
-    ]
 
 
 @dg.sensor(
@@ -179,7 +157,7 @@ def new_model_versions(
     cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
     relist = not 0 <= time.time() - cursor.get("listed_at", 0) < RELIST_SECONDS
     attempts.end_orphans(context.instance)
-    look = observer(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, Settings.from_environment())
     try:
         listing = registry.versions("" if relist else cursor.get("registry", ""))
         known = dict.fromkeys(context.instance.get_dynamic_partitions("model"))
@@ -206,7 +184,7 @@ def new_model_versions(
         f"{len(decision.given_up)} given up"
     )
     return dg.SensorResult(
-        run_requests=_run_requests(look, decision, NEW_VERSION),
+        run_requests=[run_request(look, request, NEW_VERSION) for request in decision.requests],
         dynamic_partitions_requests=[models.build_add_request(fresh)] if fresh else [],
         cursor=json.dumps(cursor),
         asset_events=events,
@@ -242,11 +220,17 @@ def mark_deleted(look: Observer, listing: Listing, known: Sequence[str]) -> None
             look.store.save_model_version(key, {**record, "deleted": deleted})
 
 
+_HOUR, _MINUTE = _SETTINGS.nightly
+_SCHEDULE: Mapping[str, Any] = {
+    "job": evaluate_models,
+    "execution_timezone": _SETTINGS.timezone,
+    "default_status": dg.DefaultScheduleStatus.RUNNING if _DECLARED else dg.DefaultScheduleStatus.STOPPED,
+}
+
+
 @dg.schedule(
-    job=evaluate_models,
-    cron_schedule="{1} {0} * * *".format(*Settings.from_environment().nightly),
-    execution_timezone=Settings.from_environment().timezone,
-    default_status=dg.DefaultScheduleStatus.RUNNING if _DECLARED else dg.DefaultScheduleStatus.STOPPED,
+    **_SCHEDULE,
+    cron_schedule=f"{_MINUTE} {_HOUR} * * *",
     description=(
         "Each night: evaluates what is stale or missing, and only that. Looks deeper than the sensor does: "
         "into the registry, whether a version's files have changed, and into the store, whether a result is "
@@ -259,7 +243,7 @@ def nightly(
     store: dg.ResourceParam[ResultsStore],
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """What `reconcile` finds missing when nothing that was recorded is believed."""
-    look = observer(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, Settings.from_environment())
     known = context.instance.get_dynamic_partitions("model")
     try:
         world = look.world(known, thorough=True, seconds=NIGHTLY_LOOK_SECONDS)
@@ -273,19 +257,14 @@ def nightly(
             store.save_model_version(version.model, {**record, "revision": ""})
     decision = reconcile(world, Policy(requests_at_once=NIGHTLY_REQUESTS))
     rows = [request for request in decision.requests if request.work is Work.EVALUATE]
-    yield from (
-        run_request(context.instance, request, NIGHTLY, look.tracking.entry_of(request.model).resources)
-        for request in rows
-    )
+    yield from (run_request(look, request, NIGHTLY) for request in rows)
     if not rows:
         yield dg.SkipReason("nothing is stale or missing")
 
 
 @dg.schedule(
-    job=evaluate_models,
-    cron_schedule="{1} {0} * * 0".format(*Settings.from_environment().nightly),
-    execution_timezone=Settings.from_environment().timezone,
-    default_status=dg.DefaultScheduleStatus.RUNNING if _DECLARED else dg.DefaultScheduleStatus.STOPPED,
+    **_SCHEDULE,
+    cron_schedule=f"{_MINUTE} {_HOUR} * * 0",
     description=(
         "Each Sunday: evaluates the versions in production again, all of it. The check 'reproduced' of each "
         "cell says whether the same code, model and items still give the same samples, bit by bit."
@@ -297,9 +276,11 @@ def weekly_recheck(
     store: dg.ResourceParam[ResultsStore],
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """One forced run for each version that others are compared with."""
-    look = observer(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, Settings.from_environment())
     try:
-        champions = sorted(look.production(context.instance.get_dynamic_partitions("model")).values())
+        problems: dict[str, str] = {}
+        known = context.instance.get_dynamic_partitions("model")
+        champions = sorted(look.production(known, problems).values())
         world = look.world(champions)
     except TransientError as error:
         yield dg.SkipReason(str(error))
@@ -313,8 +294,7 @@ def weekly_recheck(
             if (version.model, dataset) in world.fingerprints
         )
         if tasks:
-            resources = look.tracking.entry_of(version.model).resources
-            request = run_request(context.instance, Request(Work.EVALUATE, tasks, 0), NIGHTLY, resources)
+            request = run_request(look, Request(Work.EVALUATE, tasks), NIGHTLY)
             day = f"{context.scheduled_execution_time:%Y-%m-%d}"
             yield request._replace(
                 run_key=f"recheck/{version.model}/{day}", tags={**request.tags, attempts.FORCE_TAG: "true"}

@@ -10,14 +10,14 @@ from rich.table import Table
 from eval_assets.attempts import clear
 from eval_assets.comparing import CellComparison, compare_cells
 from eval_assets.partitions import SUITE
-from eval_assets.promotion import record_move
+from eval_assets.promotion import ROLLBACK, record_move
+from eval_assets.reconciling import judgement
 from eval_assets.runs import Runs
 from eval_assets.terminal import console, evaluate_grid
 from resources.errors import UserError
 from resources.keys import ModelKey
 
 PASSED, FAILED, NOT_DECIDED = 0, 1, 2
-_ROLLBACK = "rollback by hand"
 _STATUS = {"first": PASSED, "passed": PASSED, "failed": FAILED}
 
 
@@ -32,12 +32,7 @@ def gate(key: str, *, run: bool, summary: Path | None, junit: Path | None) -> in
     entry = runs.tracking.entry_of(key)
     if run:
         evaluate_grid([key], entry.datasets(SUITE), force=False)
-    verdict = runs.store.verdicts().get(key)
-    if verdict is None:
-        verdict = {
-            "model": key, "baseline": None, "status": "undecided", "action": "", "cells": [], "missing": {},
-            "reason": "there is no verdict yet: run it with --run, or wait for the automation",
-        }  # fmt: skip
+    verdict = _todays_verdict(runs, key)
     text = markdown(verdict)
     console.print(text, markup=False, soft_wrap=True)
     if summary is not None:
@@ -46,6 +41,24 @@ def gate(key: str, *, run: bool, summary: Path | None, junit: Path | None) -> in
     if junit is not None:
         junit.write_bytes(junit_xml(verdict))
     return _STATUS.get(verdict["status"], NOT_DECIDED)
+
+
+def _todays_verdict(runs: Runs, key: str) -> Mapping[str, Any]:
+    """The verdict on the version as its files and benchmarks are now; an earlier one decides nothing."""
+    nothing: dict[str, Any] = {
+        "model": key, "baseline": None, "status": "undecided", "action": "", "cells": [], "missing": {},
+    }  # fmt: skip
+    if runs.look.production([key]).get(ModelKey.parse(key).name) == key:
+        return {**nothing, "status": "passed", "reason": "it is the version in production"}
+    verdict = runs.store.verdicts().get(key)
+    if verdict is None:
+        return {**nothing, "reason": "there is no verdict yet: run it with --run, or wait for the automation"}
+    world = runs.look.world([key], failures={}, thorough=True)
+    version = next((version for version in world.versions if version.model == key), None)
+    if version is None or judgement(version, world.fingerprints).fingerprint != verdict["fingerprint"]:
+        stale = "its files, benchmarks or settings have changed since its verdict: run it with --run"
+        return {**nothing, "reason": stale}
+    return verdict
 
 
 def markdown(verdict: Mapping[str, Any]) -> str:
@@ -158,7 +171,7 @@ def rollback(name: str, version: str | None) -> None:
         moves = [
             move
             for move in runs.store.promotions(name)
-            if move["to"] == now and move["from"] is not None and move["why"] != _ROLLBACK
+            if move["to"] == now and move["from"] is not None and move["why"] != ROLLBACK
         ]
         if not moves:
             raise UserError(
@@ -169,7 +182,7 @@ def rollback(name: str, version: str | None) -> None:
         raise UserError(f"model {name}: {alias} points to {now} already")
     runs.registry.revision(ModelKey.parse(f"{name}@{version}"))
     runs.registry.move_alias(name, alias, version, now)
-    record_move(runs.store, name, alias, now, version, _ROLLBACK)
+    record_move(runs.store, name, alias, now, version, ROLLBACK)
     console.print(f"{name}: {alias} moved from {now} back to {version}")
 
 

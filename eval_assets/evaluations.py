@@ -28,7 +28,6 @@ from eval_assets.progress import Progress
 from eval_assets.reconciling import Task, Work
 from eval_assets.sequential import decide
 from eval_assets.tasks import SCORING_VERSION
-from eval_assets.tracking import tracking
 from resources import interrupts
 from resources.configured import EngineResource
 from resources.errors import UserError
@@ -212,8 +211,7 @@ class _Cell:
         """Raises UserError where the version is not registered or the benchmark is not prepared."""
         self._context, self._store, self._engines = context, store, engines
         self._settings = settings
-        tracked = tracking(self._settings.models, self._settings.registry, SUITE)
-        self._look = Observer(context.instance, registry, store, tracked, self._settings)
+        self._look = Observer.of(context.instance, registry, store, settings)
         self._cells = self._look.cells
         self._model = recorded(place.model, registry, store)
         self._benchmark = self._cells.benchmark(self._model.name, place.dataset)

@@ -12,7 +12,7 @@ from eval_assets.benchmarks import PreparedBenchmark, source_signature
 from eval_assets.cells import Cells
 from eval_assets.partitions import SUITE, cell_key
 from eval_assets.reconciling import Failures, Task, Version, World, short
-from eval_assets.tracking import Tracking
+from eval_assets.tracking import Tracking, tracking
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry
@@ -40,6 +40,14 @@ class Observer:
     tracking: Tracking
     settings: Settings
 
+    @classmethod
+    def of(
+        cls, instance: dg.DagsterInstance, registry: Registry, store: ResultsStore, settings: Settings
+    ) -> "Observer":
+        """An observer of what the settings name. Raises UserError for a mistake in EVAL_MODELS."""
+        tracked = tracking(settings.models, settings.registry, SUITE)
+        return cls(instance, registry, store, tracked, settings)
+
     @property
     def cells(self) -> Cells:
         return Cells(self.settings, self.store, self.tracking)
@@ -65,9 +73,10 @@ class Observer:
         records, verdicts = self.store.model_versions(), self.store.verdicts()
         shown = data_versions(self.instance, "model_version")
         problems = {} if problems is None else problems
-        baselines, production = self.baselines(keys, problems), self.production(keys, problems)
-        versions: list[Version] = []
+        production = self.production(keys, problems)
         readable = [key for key in keys if ModelKey.parse(key).name not in problems]
+        baselines = self.baselines(readable, production)
+        versions: list[Version] = []
         for key in self._with_baselines(readable, baselines):
             name = ModelKey.parse(key).name
             entry = self.tracking.entry(name)
@@ -123,14 +132,13 @@ class Observer:
                 found[name] = f"{name}@{version}"
         return found
 
-    def baselines(
-        self, keys: Sequence[str], problems: MutableMapping[str, str] | None = None
-    ) -> dict[str, str]:
+    def baselines(self, keys: Sequence[str], production: Mapping[str, str] | None = None) -> dict[str, str]:
         """Model name -> key of the version that others are compared with; raises as `production` does.
 
-        That is the version in production; while there is none, the oldest that is registered.
+        That is the version in `production` (asked for if not given); while there is none, the oldest that is
+        registered.
         """
-        found = self.production(keys, problems)
+        found = dict(self.production(keys) if production is None else production)
         lacking = {ModelKey.parse(key).name for key in keys} - found.keys()
         if lacking:
             records = self.store.model_versions()

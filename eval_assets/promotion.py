@@ -21,9 +21,9 @@ from eval_assets.gates import no_regression, record_check
 from eval_assets.model_versions import recorded
 from eval_assets.notifications import notify
 from eval_assets.observing import Observer
-from eval_assets.partitions import SUITE, cell_key, models
+from eval_assets.partitions import cell_key, models
 from eval_assets.reconciling import Task, Work, judgement
-from eval_assets.tracking import TrackedModels, tracking
+from eval_assets.tracking import TrackedModels
 from eval_assets.verdicts import FamilyVerdict, family_verdict
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
@@ -32,6 +32,8 @@ from resources.results import ResultsStore
 from resources.settings import Settings
 
 CODE_VERSION = "1"
+ROLLBACK = "rollback by hand"
+"""Why an alias was moved back; such a version is not promoted again by itself."""
 Status: TypeAlias = Literal["first", "passed", "failed", "undecided"]
 
 
@@ -108,10 +110,7 @@ def promotion(
     """A model version against the one in production: the verdict, and the alias moved or why it was not."""
     yield from ()
     begin(context)
-    settings = Settings.from_environment()
-    look = Observer(
-        context.instance, registry, store, tracking(settings.models, settings.registry, SUITE), settings
-    )
+    look = Observer.of(context.instance, registry, store, Settings.from_environment())
     for key in context.partition_keys:
         with confessing(context, Task(Work.JUDGE, key)):
             _promote(context, look, key)
@@ -119,13 +118,14 @@ def promotion(
 
 def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> None:
     entry = look.tracking.entry_of(key)
-    problems: dict[str, str] = {}
-    world = look.world([key], failures={}, problems=problems)
-    if problems:
-        raise UserError("; ".join(problems.values()))
+    # Once and first: what the version is compared with is what the alias must still point to when it moves.
+    in_production = look.production([key]).get(ModelKey.parse(key).name)
+    world = look.world([key], failures={})
     version = next((version for version in world.versions if version.model == key), None)
     if version is None:
         raise UserError(f"model version {key}: not in {look.registry.root} any more; nothing to judge")
+    if in_production is not None and version.baseline != in_production:
+        raise TransientError(f"{key}: the alias of its baseline moved just now; it is judged again")
     task = judgement(version, world.fingerprints)
     announce(context, [task])
     recorded(key, look.registry, look.store)  # whose files changed since they were evaluated is not promoted
@@ -134,7 +134,8 @@ def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> Non
     for dataset, cell in found.cells.items():
         record_check(context, str(cell_key(dataset, key)), no_regression(cell))
         look.store.save_comparison(dataset, key, cell.as_row())
-    moved, action = _move(look, entry, found, context.instance.get_dynamic_partitions("model"))
+    known = context.instance.get_dynamic_partitions("model")
+    moved, action = _move(look, entry, found, known, in_production)
     judged_at = datetime.now(UTC)
     verdict = {
         "verdict_id": f"{judged_at:%Y%m%dT%H%M%S%f}-{task.fingerprint}",
@@ -168,17 +169,18 @@ def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> Non
     notify(look.settings, f"{key}: {found.status}", f"{found.reason}. {action}", link, context.log.warning)
 
 
-def _move(look: Observer, entry: TrackedModels, found: Judgement, known: Sequence[str]) -> tuple[bool, str]:
-    """Move the alias if all says so; whether it moved, and one line of what was done or would be."""
+def _move(
+    look: Observer, entry: TrackedModels, found: Judgement, known: Sequence[str], in_production: str | None
+) -> tuple[bool, str]:
+    """Move the alias if all says so; whether it moved, and one line of what was done or would be.
+
+    `in_production` is what the alias pointed to when the version was compared.
+    """
     alias, key = entry.baseline.alias, ModelKey.parse(found.model)
-    in_production = look.production([found.model]).get(key.name)
     if in_production == found.model:
         return False, f"it is in production already ({alias})"
     if found.status not in ("first", "passed"):
-        return (
-            False,
-            "blocked" if found.status == "failed" else "not promoted: more items are needed",
-        )
+        return False, "blocked" if found.status == "failed" else "not promoted: more items are needed"
     if alias is None:
         return False, "nothing to move: the baseline is a fixed version"
     aliases = look.registry.aliases(key.name)
@@ -188,6 +190,10 @@ def _move(look: Observer, entry: TrackedModels, found: Judgement, known: Sequenc
     order = [one for one in known if ModelKey.parse(one).name == key.name]
     if candidate is None and in_production in order and order.index(in_production) > order.index(found.model):
         return False, f"not promoted: {in_production} was registered after it"
+    if any(
+        move["from"] == key.version and move["why"] == ROLLBACK for move in look.store.promotions(key.name)
+    ):
+        return False, "not promoted: it was rolled back by hand; move the alias by hand to bring it back"
     expected = None if in_production is None else ModelKey.parse(in_production).version
     what = f"{alias} from {expected or 'nothing'} to {key.version}"
     if not entry.promote:

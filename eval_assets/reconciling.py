@@ -112,7 +112,6 @@ class Request:
 
     work: Work
     tasks: tuple[Task, ...]
-    attempt: int
 
     @property
     def model(self) -> str:
@@ -243,10 +242,7 @@ def _rows(tasks: Iterable[Task], failures: Mapping[Task, Failures]) -> Iterable[
     """
     rows: dict[tuple[str, ...], list[Task]] = {}
     for task in tasks:
-        attempt = failures[task].times if task in failures else 0
-        alone = (task.fingerprint, str(attempt)) if attempt else ()
-        dataset = "" if task.work is Work.EVALUATE and not attempt else task.dataset
-        rows.setdefault((task.work, task.model, dataset, *alone), []).append(task)
+        together = task.work is Work.EVALUATE and task not in failures
+        rows.setdefault((task.work, task.model, "" if together else task.dataset), []).append(task)
     for row in rows.values():
-        attempt = failures[row[0]].times if row[0] in failures else 0
-        yield Request(row[0].work, tuple(row), attempt)
+        yield Request(row[0].work, tuple(row))

@@ -191,11 +191,10 @@ class Labels:
             yield
         except (FileNotFoundError, UserError):
             raise
-        except Exception as error:
+        except Exception as error:  # a store's client raises what it likes: botocore's errors are no OSError
             if isinstance(error, PermissionError) or (self._local and isinstance(error, OSError)):
                 reason = getattr(error, "strerror", None) or type(error).__name__
                 raise UserError(f"can't {doing} {path}: {reason}; check the permissions") from None
-            # A store's client raises what it likes: botocore's errors are no OSError.
             raise RegistryUnavailableError(f"can't {doing} {path} now: {type(error).__name__}") from None
 
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ class FolderRegistry:
         self._labels = Labels(root, self._is_version)
 
     def versions(self, since: str = "") -> Listing:
-        """Every version in alphabetical order; none when nothing has changed since the cursor was made.
+        """Every version, 2 before 10; none when nothing has changed since the cursor was made.
 
         A scan is always complete, so the cursor is a digest of the keys and revisions that it found.
         Raises UserError where the root does not exist.
@@ -169,7 +170,7 @@ class FolderRegistry:
             found = [(folder, self._files(folder)) for folder in self._local_folders(skipped)]
         else:
             found = self._remote_folders()
-        return sorted(found, key=lambda entry: entry[0])
+        return sorted(found, key=lambda entry: _as_people_count(entry[0]))
 
     def _local_folders(self, skipped: list[Skipped]) -> Iterator[str]:
         # Link names are followed, so that a version may lie on another disk; each real folder once, or a link
@@ -279,13 +280,18 @@ class FolderRegistry:
             raise UserError(
                 f"models folder {self.root!r}: {error.filename or error} was removed while it was read"
             ) from None
-        except Exception as error:
-            # A store's client raises what it likes: botocore's errors are no OSError.
+        except Exception as error:  # a store's client raises what it likes: botocore's errors are no OSError
             if self._local:
                 raise
             raise RegistryUnavailableError(
                 f"models folder {self.root!r} can't be reached now: {type(error).__name__}"
             ) from error
+
+
+def _as_people_count(folder: str) -> list[tuple[int, str]]:
+    """A sort key that takes digits for numbers: a folder's age is unknown, and version 10 comes after 2."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", folder)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _key(folder: str) -> ModelKey:

@@ -235,7 +235,7 @@ class MlflowRegistry:
             yield
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # the client's own, its HTTP library's, its server's; others go on up
             where = f"MLflow at {self.root}"
             if _is_foreign(error):
                 raise UserError(
@@ -273,7 +273,7 @@ class MlflowRegistry:
                 raise_on_status=False,
                 params={"max_results": 1},
             )
-        except Exception:
+        except Exception:  # it did not answer, however the client says so
             return 503
         return 400 if answer.status_code == 200 else int(answer.status_code)
 

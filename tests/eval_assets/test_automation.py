@@ -14,10 +14,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from eval_assets import attempts
+from eval_assets import attempts, promotion
 from eval_assets.automation import nightly, weekly_recheck
 from eval_assets.definitions import definitions
 from eval_assets.leaderboard import leaderboard_rows
+from eval_assets.observing import Observer
 from eval_assets.reconciling import Work
 from resources.catalog import Catalog
 from resources.keys import ModelKey
@@ -75,7 +76,9 @@ def test_with_promotion_off_it_only_says_what_it_would_do(
     assert verdict["action"] == "would move champion from nothing to 1 (promote is off in EVAL_MODELS)"
 
 
-def test_a_person_who_moved_the_alias_meanwhile_wins(automation: Automation) -> None:
+def test_where_there_is_a_candidate_only_that_version_is_promoted(
+    automation: Automation,
+) -> None:
     automation.until_at_rest()
     aliases = automation.project.registry / "tiny" / "aliases.json"
     aliases.write_text(json.dumps({"champion": "1", "candidate": "1"}))
@@ -85,6 +88,28 @@ def test_a_person_who_moved_the_alias_meanwhile_wins(automation: Automation) -> 
     verdict = automation.project.runs().store.verdicts()["tiny@4"]
     assert verdict["status"] == "passed"
     assert verdict["action"] == "not promoted: the alias 'candidate' points to '1'"
+
+
+def test_an_alias_that_a_person_moves_while_a_version_is_judged_stays_where_they_put_it(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version was compared with another one than is in production now."""
+    aliases = automation.project.registry / "tiny" / "aliases.json"
+    whole = promotion.judge
+
+    def meanwhile(look: Observer, model: str, *rest: Any) -> promotion.Judgement:
+        found = whole(look, model, *rest)
+        if model == "tiny@2":
+            aliases.write_text(json.dumps({"champion": "3"}))
+        return found
+
+    monkeypatch.setattr(promotion, "judge", meanwhile)
+    shutil.copytree(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    automation.until_at_rest()
+    assert automation.aliases() == {"champion": "3"}
+    verdict = automation.project.runs().store.verdicts()["tiny@2"]
+    assert (verdict["status"], verdict["moved"]) == ("passed", False)
+    assert verdict["action"].startswith("not promoted: ")
 
 
 def test_a_registry_that_is_down_is_one_skip_and_nothing_is_forgotten(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -46,6 +47,12 @@ def test_a_gate_tells_a_ci_passed_failed_or_not_decided(automation: Automation, 
     assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("tiny@3", "2", "1")
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["sentences"]
     assert automation.aliases() == {"champion": "2"}
+    # A verdict on other files than there are now decides nothing.
+    shutil.rmtree(automation.project.registry / "tiny" / "3")
+    shutil.copytree(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    changed = command("gate", "tiny@3")
+    assert changed.returncode == 2, changed.stdout
+    assert "have changed since its verdict" in changed.stdout
 
 
 def test_two_versions_are_compared_on_demand(automation: Automation) -> None:
@@ -78,6 +85,9 @@ def test_a_rollback_puts_the_version_before_back_and_is_recorded(automation: Aut
     assert "tiny@77" in absent.stderr
     # What was rolled back stays back: its verdict is known, and production isn't judged against itself.
     assert automation.until_at_rest() == []
+    # Not even when everything is judged again.
+    (automation.project.benchmarks / "sentences.jsonl").write_text('{"text": "Another sentence."}\n' * 1)
+    assert ("judge_models", "tiny@2") in automation.until_at_rest()
     assert automation.aliases() == {"champion": "1"}
 
 

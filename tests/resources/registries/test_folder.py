@@ -26,8 +26,9 @@ def _put(root: Path, *versions: str) -> FolderRegistry:
 
 
 def test_versions_are_listed_in_order_and_names_may_have_slashes(tmp_path: Path) -> None:
+    """Version 2 listed after 10 would count as the newer one, and take its place in production."""
     registry = _put(tmp_path, "b/10", "b/2", "org/a/main", "org/team/a/1.0")
-    assert [str(k) for k in registry.versions().keys] == ["b@10", "b@2", "org/a@main", "org/team/a@1.0"]
+    assert [str(k) for k in registry.versions().keys] == ["b@2", "b@10", "org/a@main", "org/team/a@1.0"]
     assert registry.versions().skipped == ()
 
 
