@@ -85,9 +85,13 @@ def test_a_rollback_puts_the_version_before_back_and_is_recorded(automation: Aut
     assert "tiny@77" in absent.stderr
     # What was rolled back stays back: its verdict is known, and production isn't judged against itself.
     assert automation.until_at_rest() == []
-    # Not even when everything is judged again.
-    (automation.project.benchmarks / "sentences.jsonl").write_text('{"text": "Another sentence."}\n' * 1)
+    # Not even when it is judged again, and passes again.
+    with (automation.project.benchmarks / "sentences.jsonl").open("a") as rows:
+        rows.write('{"text": "The horse sleeps near the house."}\n')
     assert ("judge_models", "tiny@2") in automation.until_at_rest()
+    verdict = automation.project.runs().store.verdicts()["tiny@2"]
+    assert (verdict["status"], verdict["moved"]) == ("passed", False)
+    assert verdict["action"].startswith("not promoted: it was rolled back by hand")
     assert automation.aliases() == {"champion": "1"}
 
 
