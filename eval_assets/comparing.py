@@ -1,7 +1,7 @@
 """Two versions on one benchmark, as the store has them: the comparison of their samples, and its verdict."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,3 +128,42 @@ def _evaluation(cells: Cells, key: str, dataset: str, baseline: str | None) -> M
     if evaluation is None:
         raise UserError(f"{key} has no evaluation of today's {dataset}")
     return evaluation
+
+
+COLUMNS = (
+    "benchmark", "verdict", "difference", "95 % interval", "tolerance", "won / lost / same", "n",
+    "detectable", "stderr", "unpaired",
+)  # fmt: skip
+"""What people are shown of a comparison, on a terminal, in Dagster and in a pull request."""
+
+
+def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The values of `COLUMNS`, as text, of a comparison's `CellComparison.as_row` (which the store keeps)."""
+    one, found = row["comparison"], row["verdict"]
+
+    def number(name: str, form: str) -> str:
+        return "" if one[name] is None else format(one[name], form)
+
+    return (
+        row["dataset"],
+        found["name"],
+        number("difference", "+.4f"),
+        "" if one["ci_low"] is None else f"{one['ci_low']:+.4f} to {one['ci_high']:+.4f}",
+        f"{found['tolerance']:g}",
+        f"{len(one['wins'])} / {len(one['losses'])} / {one['ties']}",
+        f"{one['n']:,} of {row['items_available']:,}",
+        *(number(name, ".4f") for name in ("detectable", "stderr", "unpaired_stderr")),
+    )
+
+
+def markdown(rows: Iterable[Mapping[str, Any]], missing: Mapping[str, str]) -> str:
+    """Comparisons as a Markdown table, then one line for each benchmark that was not compared."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(shown(row)) + " |" for row in rows]
+    lines = lines if len(lines) > 2 else []
+    return "\n".join([*lines, *(f"- {name}: not compared: {inert(why)}" for name, why in missing.items())])
+
+
+def inert(text: str) -> str:
+    """Text that no Markdown renderer takes for markup or a table's column."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 
 from rich.table import Table
 
+from eval_assets import comparing
 from eval_assets.attempts import clear
-from eval_assets.comparing import CellComparison, compare_cells
+from eval_assets.comparing import COLUMNS, compare_cells, inert, shown
 from eval_assets.partitions import SUITE
 from eval_assets.promotion import ROLLBACK, record_move
 from eval_assets.reconciling import judgement
@@ -68,23 +69,11 @@ def markdown(verdict: Mapping[str, Any]) -> str:
     lines = [
         f"### {mark} `{verdict['model']}`{against}: {verdict['status']}",
         "",
-        _inert(verdict["reason"]),
+        inert(verdict["reason"]),
         "",
     ]
-    if verdict["cells"]:
-        lines += [
-            "| benchmark | verdict | difference | 95 % interval | tolerance | n |",
-            "|---|---|---|---|---|---|",
-        ]
-    for cell in verdict["cells"]:
-        one, found = cell["comparison"], cell["verdict"]
-        interval = "" if one["ci_low"] is None else f"{one['ci_low']:+.4f} to {one['ci_high']:+.4f}"
-        lines.append(
-            f"| {cell['dataset']} | {found['name']} | {one['difference']:+.4f} | {interval} | "
-            f"{found['tolerance']:g} | {one['n']} of {cell['items_available']} |"
-        )
-    lines += [f"- {dataset}: not compared: {_inert(why)}" for dataset, why in verdict["missing"].items()]
-    return "\n".join([*lines, "", _inert(verdict["action"])]).strip() + "\n"
+    lines.append(comparing.markdown(verdict["cells"], verdict["missing"]))
+    return "\n".join([*lines, "", inert(verdict["action"])]).strip() + "\n"
 
 
 def junit_xml(verdict: Mapping[str, Any]) -> bytes:
@@ -122,8 +111,7 @@ def compare_versions(candidate: str, baseline: str, datasets: Sequence[str]) -> 
         if runs.store.model_version(str(ModelKey.parse(key))) is None:
             raise UserError(f"model version {key} is not registered: run 'make register'")
     entry = runs.tracking.entry_of(candidate)
-    table = Table("benchmark", "verdict", "difference", "95% interval", "won / lost / same", "detectable",
-                  "stderr (unpaired)")  # fmt: skip
+    table = Table(*COLUMNS)
     reasons = []
     for dataset in datasets or entry.datasets(SUITE):
         try:
@@ -131,30 +119,13 @@ def compare_versions(candidate: str, baseline: str, datasets: Sequence[str]) -> 
         except UserError as error:
             reasons.append(str(error))
             continue
-        table.add_row(*comparison_row(cell))
+        table.add_row(*shown(cell.as_row()))
     if not table.row_count:
         raise UserError(f"nothing to compare: {'; '.join(reasons)}")
     console.print(f"{candidate} against {baseline}")
     console.print(table)
     for reason in reasons:
         console.print(f"not compared: {reason}", markup=False, soft_wrap=True)
-
-
-def comparison_row(cell: CellComparison) -> tuple[str, ...]:
-    """A comparison as a row of text."""
-    one = cell.comparison
-    interval = "" if one.ci_low is None or one.ci_high is None else f"{one.ci_low:+.4f} to {one.ci_high:+.4f}"
-    paired = "" if one.stderr is None else f"{one.stderr:.4f}"
-    unpaired = "" if one.unpaired_stderr is None else f" ({one.unpaired_stderr:.4f})"
-    return (
-        cell.dataset,
-        f"{cell.verdict.name} (tolerance {cell.verdict.tolerance:g})",
-        f"{one.difference:+.4f}",
-        interval,
-        f"{len(one.wins)} / {len(one.losses)} / {one.ties}",
-        "" if one.detectable is None else f"{one.detectable:.4f}",
-        paired + unpaired,
-    )
 
 
 def rollback(name: str, version: str | None) -> None:
@@ -192,9 +163,5 @@ def retry(key: str, datasets: Sequence[str]) -> None:
     count = clear(runs.instance, key, datasets)
     if not count:
         raise UserError(f"{key}: no failed runs are remembered; nothing to try again")
+    runs.store.forget_given_up(key)
     console.print(f"{key}: {count} failed runs forgotten; the sensor tries again at its next look")
-
-
-def _inert(text: str) -> str:
-    """Text that no Markdown renderer takes for markup or a table's column."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

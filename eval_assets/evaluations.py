@@ -281,7 +281,7 @@ class _Cell:
             partition,
             data_version=outcome.record["fingerprint"],
             code_version=SCORING_VERSION,
-            inputs={"model_version": cell.model, "benchmark": cell.dataset},
+            inputs={"model_version": [cell.model], "benchmark": [cell.dataset]},
             metadata=_metadata(outcome, samples, benchmark.available),
         )
         outcomes = check_cell(benchmark, outcome.record, samples)

@@ -6,7 +6,7 @@ moment it is done, with the tags by which Dagster decides what is stale. Those t
 own; tests/eval_assets/test_staleness.py holds us to them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -25,13 +25,16 @@ def record_materialization(
     *,
     data_version: str,
     code_version: str,
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Sequence[str]],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Log the materialization of one partition. `inputs` maps each upstream asset to the partition used."""
+    """Log the materialization of one partition. `inputs` maps each upstream asset to the partitions used.
+
+    Of several the latest event counts: it is stale once any of them changes after that.
+    """
     tags = {DATA_VERSION_TAG: data_version, CODE_VERSION_TAG: code_version}
-    for upstream, upstream_partition in inputs.items():
-        found = latest_materialization(context.instance, upstream, upstream_partition)
+    for upstream, partitions in inputs.items():
+        found = latest_materialization(context.instance, upstream, *partitions)
         if found is None:
             continue
         storage_id, upstream_version = found
@@ -44,11 +47,11 @@ def record_materialization(
 
 
 def latest_materialization(
-    instance: dg.DagsterInstance, asset: str, partition: str
+    instance: dg.DagsterInstance, asset: str, *partitions: str
 ) -> tuple[int, str] | None:
-    """``(storage id, data version)`` of a partition's latest materialization, or None."""
+    """``(storage id, data version)`` of the latest materialization of any of the partitions, or None."""
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=list(partitions)), limit=1
     ).records
     if not records or records[0].asset_materialization is None:
         return None

@@ -1,21 +1,20 @@
 """Jobs for the launchpad: evaluate what a person names, compare two versions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import filter as matching
 
 import dagster as dg
 from pydantic import Field
 
-from eval_assets.attempts import begin
+from eval_assets.attempts import PRIORITY_TAG, begin
 from eval_assets.benchmarks import is_current, prepare, source_signature
-from eval_assets.comparing import compare_cells
+from eval_assets.comparing import compare_cells, markdown
 from eval_assets.evaluations import evaluate_cells
 from eval_assets.model_versions import register
 from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE, RunCell
-from eval_assets.promotion import Judgement, markdown
-from eval_assets.tracking import tracking
 from resources import interrupts
 from resources.configured import EngineResource
 from resources.errors import UserError
@@ -46,7 +45,7 @@ def evaluate_named(
     settings = Settings.from_environment()
     if config.limit is not None:
         settings = replace(settings, limit=config.limit)
-    try:
+    with _failing():
         models = _chosen(config.models, [str(key) for key in registry.versions().keys], "model version")
         datasets = _chosen(config.benchmarks, list(SUITE), "benchmark")
         for key in models:
@@ -57,11 +56,18 @@ def evaluate_named(
             if not is_current(SUITE[dataset], store):
                 signature = source_signature(SUITE[dataset], settings.data_mirror)
                 prepare(context, SUITE[dataset], signature, store)
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
     places = [RunCell(dataset, model, meant=True) for model in models for dataset in datasets]
     with interrupts.watching():
         evaluate_cells(context, places, registry, store, engines, settings, force=config.force)
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """What a user has to put right fails the run with its one line."""
+    try:
+        yield
+    except UserError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def _chosen(patterns: Sequence[str], known: Sequence[str], what: str) -> list[str]:
@@ -76,7 +82,7 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], what: str) -> list[st
 
 @dg.job(
     description="Evaluate what you name in the configuration: models, benchmarks, items, again or not.",
-    tags={"dagster/priority": "10"},
+    tags={PRIORITY_TAG: "10"},
 )
 def evaluate_on_demand() -> None:
     evaluate_named()
@@ -98,26 +104,20 @@ def compare_two(
     store: dg.ResourceParam[ResultsStore],
 ) -> None:
     """Compare two versions sample by sample on the benchmarks that both were evaluated on."""
-    settings = Settings.from_environment()
-    tracked = tracking(settings.models, settings.registry, SUITE)
-    cells = Observer(context.instance, registry, store, tracked, settings).cells
-    compared, missing = {}, {}
-    try:
-        datasets = _chosen(config.benchmarks, list(SUITE), "benchmark")
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    for dataset in datasets:
-        try:
-            compared[dataset] = compare_cells(cells, config.candidate, config.baseline, dataset)
-        except UserError as error:
-            missing[dataset] = str(error)
-    if not compared:
-        raise dg.Failure(f"nothing to compare: {'; '.join(missing.values())}", allow_retries=False)
-    found = Judgement(config.candidate, config.baseline, "undecided", "", compared, {}, None)
+    begin(context)
+    cells = Observer.of(context.instance, registry, store, Settings.from_environment()).cells
+    compared, missing = [], {}
+    with _failing():
+        for dataset in _chosen(config.benchmarks, list(SUITE), "benchmark"):
+            try:
+                compared.append(compare_cells(cells, config.candidate, config.baseline, dataset).as_row())
+            except UserError as error:
+                missing[dataset] = str(error)
+        if not compared:
+            raise UserError(f"nothing to compare: {'; '.join(missing.values())}")
     context.add_output_metadata(
         {
-            "comparison": dg.MetadataValue.md(markdown(found)),
-            "not_compared": dg.MetadataValue.json(missing),
+            "comparison": dg.MetadataValue.md(markdown(compared, missing)),
             "candidate": config.candidate,
             "baseline": config.baseline,
         }
@@ -126,7 +126,7 @@ def compare_two(
 
 @dg.job(
     description="Compare any two versions, sample by sample; the table is the metadata of the op's output.",
-    tags={"dagster/priority": "10"},
+    tags={PRIORITY_TAG: "10"},
 )
 def compare_versions() -> None:
     compare_two()

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import dagster as dg
 
 from eval_assets.attempts import announce, begin, confessing
-from eval_assets.comparing import CellComparison, compare_cells
+from eval_assets.comparing import CellComparison, compare_cells, markdown
 from eval_assets.events import record_materialization
 from eval_assets.gates import no_regression, record_check
 from eval_assets.model_versions import recorded
@@ -156,13 +156,13 @@ def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> Non
         key,
         data_version=task.fingerprint,
         code_version=CODE_VERSION,
-        inputs={},
+        inputs={"evaluation": [str(cell_key(dataset, key)) for dataset in version.datasets]},
         metadata={
             "verdict": found.status,
             "reason": found.reason,
             "action": action,
             "baseline": found.baseline or "none",
-            "benchmarks": dg.MetadataValue.md(markdown(found)),
+            "benchmarks": dg.MetadataValue.md(markdown(verdict["cells"], found.missing)),
         },
     )
     context.log.info(f"{key}: {found.status}: {found.reason}; {action}")
@@ -231,23 +231,3 @@ def _annotate(
         registry.annotate(ModelKey.parse(key), notes)
     except UserError as error:  # the verdict is in the store; only the note is missing
         context.log.warning(f"{key}: the verdict could not be noted in the registry: {error}")
-
-
-def markdown(found: Judgement) -> str:
-    """The comparisons as a Markdown table: what a person looks at first."""
-    lines = [
-        "| benchmark | verdict | difference | 95 % interval | tolerance | won / lost / same | detectable |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for dataset, cell in found.cells.items():
-        one, verdict = cell.comparison, cell.verdict
-        name = found.family.adjusted[dataset] if found.family is not None else verdict.name
-        low, high = (("-", "-") if one.ci_low is None or one.ci_high is None
-                     else (f"{one.ci_low:+.3f}", f"{one.ci_high:+.3f}"))  # fmt: skip
-        detectable = "-" if one.detectable is None else f"{one.detectable:.3f}"
-        lines.append(
-            f"| {dataset} | {name} | {one.difference:+.3f} | {low} to {high} | {verdict.tolerance:g} | "
-            f"{len(one.wins)} / {len(one.losses)} / {one.ties} | {detectable} |"
-        )
-    lines += [f"| {dataset} | not compared | | | | | {why} |" for dataset, why in found.missing.items()]
-    return "\n".join(lines)

@@ -139,6 +139,12 @@ class ResultsStore(Storage):
         self.put_json(path, record)
         return True
 
+    def forget_given_up(self, key: str) -> None:
+        """Forget what was given up of a model version or benchmark: should it be again, it is told."""
+        for path, record in self.json_files("given_up/*/*/*/*.json"):
+            if key in (record["model"], record["dataset"]):
+                self.filesystem.rm_file(f"{self.root}/{path}")
+
     # -- evaluations ------------------------------------------------------------------------------
 
     def committed(self, cell: Cell) -> dict[str, Any] | None:

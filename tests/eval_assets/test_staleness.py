@@ -13,7 +13,7 @@ from eval_assets.partitions import cell_key
 from resources.catalog import Catalog
 from resources.engines.transformers_engine import TransformersEngine
 from resources.settings import Settings
-from tests.eval_assets.conftest import Project
+from tests.eval_assets.conftest import Automation, Project
 
 CELLS = [("capitals", "tiny@1"), ("sentences", "tiny@1"), ("capitals", "tiny@2"), ("sentences", "tiny@2")]
 
@@ -139,3 +139,23 @@ def test_a_new_instance_on_an_old_store_is_filled_without_computing_anything(
     assert stale_cells(runs.instance) == {}
     assert runs.missing(runs.cells(models, datasets)) == []
     assert len(list(runs.store.records())) == 4
+
+
+def test_a_verdict_is_stale_once_one_of_its_cells_has_changed(
+    automation: Automation, instance: dg.DagsterInstance
+) -> None:
+    """A verdict that always shows as unsynced says nothing when it really is."""
+
+    def status() -> StaleStatus:
+        graph = automation.definitions.get_repository_def().asset_graph
+        resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+        return resolver.get_status(dg.AssetKey("promotion"), "tiny@2")
+
+    automation.until_at_rest()
+    assert status() == StaleStatus.FRESH
+    with (automation.project.benchmarks / "capitals.csv").open("a") as file:
+        file.write("Peru,Lima,Cusco,Trujillo,Arequipa,America\n")
+    runs = automation.project.runs()
+    runs.prepare(["capitals"])
+    runs.evaluate_cells("tiny@2", ["capitals"])
+    assert status() == StaleStatus.STALE
