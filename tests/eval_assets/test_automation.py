@@ -298,6 +298,26 @@ def test_each_night_has_one_run_also_when_the_clocks_change() -> None:
     ]
 
 
+def test_a_row_carries_its_priority_and_the_limits_that_its_entry_names(
+    automation: Automation, tmp_path: Path
+) -> None:
+    """Without them a pod is as large as the largest model, and the night's work goes before a person's."""
+    tracked = tmp_path / "models.yaml"
+    tracked.write_text(tracked.read_text() + "    resources: {nvidia.com/gpu: '1'}\n")
+    for _ in range(2):
+        result = automation.tick()
+        assert isinstance(result, dg.SensorResult)
+        requests = [r for r in result.run_requests or [] if r.job_name == "evaluate_models"]
+        for request in result.run_requests or []:
+            automation.execute(request)
+    assert {request.tags["dagster/priority"] for request in requests} == {"0"}
+    limits = {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}
+    assert [json.loads(request.tags["dagster-k8s/config"]) for request in requests] == [limits, limits]
+    shutil.rmtree(automation.project.folder / "store" / "evaluations" / "capitals" / "tiny@1")
+    (late,) = automation.scheduled(nightly)
+    assert late.tags["dagster/priority"] == "-10"
+
+
 def test_two_daemons_that_look_at_once_ask_for_the_same_run_keys(automation: Automation) -> None:
     """Dagster starts one run for a key; different keys would be two."""
     first, second = automation.tick(), Automation(automation.project, automation.instance).tick()

@@ -59,3 +59,20 @@ def test_yes_or_no_is_all_that_a_switch_takes() -> None:
     assert Settings.from_environment({"EVAL_DEVICE_MAP": "yes"}).device_map is True
     with pytest.raises(UserError, match="EVAL_DEVICE_MAP='maybe': expected yes or no"):
         Settings.from_environment({"EVAL_DEVICE_MAP": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("EVAL_NIGHTLY", "25:00", "expected a time like 02:00"),
+        ("EVAL_NIGHTLY", "2", "expected a time like 02:00"),
+        ("EVAL_TIMEZONE", "Berlin", "expected a time zone like Europe/Berlin"),
+    ],
+)
+def test_a_night_that_is_none_is_refused_by_name(name: str, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"{name}='{value}': {message}"):
+        Settings.from_environment({name: value})
+
+
+def test_the_night_is_read_as_hour_and_minute() -> None:
+    assert Settings.from_environment({"EVAL_NIGHTLY": "23:45"}).nightly == (23, 45)
