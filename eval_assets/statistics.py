@@ -1,4 +1,4 @@
-"""Standard errors, 95 % intervals and paired comparisons.
+"""Standard errors and 95 % intervals.
 
 Clusters are items that were drawn together (questions on one passage, say), so that their scores are
 not independent. `clusters` names each item's cluster; None, for one item or for all of them, means
@@ -8,7 +8,6 @@ that an item stands for itself. Formulas are those of Miller, "Adding Error Bars
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,17 +22,6 @@ UNBOUNDED = (-math.inf, math.inf)
 _Z = 1.959963984540054
 _BOOTSTRAP_SEED = 20241101
 _RESAMPLES_AT_ONCE = 100
-
-
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """Mean of `b - a` over the same items. What is not defined (one item, one cluster) is None."""
-
-    difference: float
-    stderr: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n: int
 
 
 def mean_estimate(
@@ -180,19 +168,6 @@ def bootstrap_estimate(
     low, high = interval or (point - _Z * stderr, point + _Z * stderr)
     low, high = max(min(low, point), bounds[0]), min(max(high, point), bounds[1])
     return Estimate(point, stderr, low, high, n)
-
-
-def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Clusters = None) -> PairedDifference:
-    """How much better `b` scores than `a` on the same items, in the same order (Miller, section 4.2).
-
-    The standard error is that of the mean of the differences, clustered as in `mean_estimate`, so what
-    makes an item hard for both cancels out; the 95 % interval is Student's t.
-    """
-    first, second = _finite(a), _finite(b)
-    if len(first) != len(second):
-        raise ValueError(f"paired scores need the same items: {len(first)} against {len(second)}")
-    estimate = mean_estimate(second - first, clusters)
-    return PairedDifference(estimate.value, estimate.stderr, estimate.ci_low, estimate.ci_high, estimate.n)
 
 
 def _finite(values: ArrayLike) -> Floats:

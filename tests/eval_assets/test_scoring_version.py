@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "07413fcf714568f172285a8cbd4d46b429374036bb7d351041bae0fd0a885e23"
+DIGEST = "91ebbe3b15163980be6fe829a204c5dd7f384d8ae7f274a5e6a1878f88aa5ad8"
 VERSION = "2"
 
 

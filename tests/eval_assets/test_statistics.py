@@ -15,10 +15,8 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from eval_assets.statistics import (
-    PairedDifference,
     bootstrap_estimate,
     mean_estimate,
-    paired_difference,
     pass_at_k,
     ratio_estimate,
     sampling_share,
@@ -38,7 +36,7 @@ def clustered_scores(seed: int = 0, clusters: int = 30) -> tuple[NDArray[np.floa
     return shared + generator.normal(scale=0.5, size=len(shared)), names
 
 
-def bounds(estimate: Estimate | PairedDifference) -> tuple[float, float]:
+def bounds(estimate: Estimate) -> tuple[float, float]:
     assert estimate.ci_low is not None
     assert estimate.ci_high is not None
     return estimate.ci_low, estimate.ci_high
@@ -440,44 +438,3 @@ class TestBootstrap:
         assert clustered == Estimate(0.5, None, None, None, 2)
         with pytest.raises(ValueError, match="at least one item"):
             bootstrap_estimate(np.empty((0, 2)), mean_of_sums)
-
-
-class TestPairedDifference:
-    def test_it_is_the_paired_t_test(self) -> None:
-        generator = np.random.default_rng(11)
-        first = generator.normal(size=80)
-        second = first + generator.normal(0.2, 0.3, 80)
-        difference = paired_difference(first, second)
-        test = stats.ttest_rel(second, first)
-        assert difference.difference == pytest.approx((second - first).mean())
-        assert difference.stderr == pytest.approx(difference.difference / test.statistic)
-        interval = test.confidence_interval(0.95)
-        assert bounds(difference) == pytest.approx((interval.low, interval.high))
-        assert difference.n == 80
-
-    def test_it_is_positive_where_the_second_is_better(self) -> None:
-        assert paired_difference([0.0, 0.0], [1.0, 1.0]) == PairedDifference(1.0, 0.0, 1.0, 1.0, 2)
-
-    def test_what_is_hard_for_both_cancels_out(self) -> None:
-        generator = np.random.default_rng(13)
-        hardness = generator.normal(scale=5, size=200)
-        first, second = (hardness + generator.normal(scale=0.1, size=200) for _ in range(2))
-        assert (paired_difference(first, second).stderr or math.inf) < 0.02
-
-    def test_clusters_widen_it(self) -> None:
-        values, clusters = clustered_scores()
-        zeros = np.zeros(len(values))
-        clustered, plain = paired_difference(zeros, values, clusters), paired_difference(zeros, values)
-        assert clustered.stderr == mean_estimate(values, clusters).stderr
-        assert (clustered.stderr or 0) > (plain.stderr or math.inf)
-
-    @given(SCORES)
-    def test_a_model_does_not_differ_from_itself(self, values: list[float]) -> None:
-        assert paired_difference(values, values) == PairedDifference(0.0, 0.0, 0.0, 0.0, len(values))
-
-    def test_other_items_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="2 against 3"):
-            paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
-
-    def test_one_item_has_no_error(self) -> None:
-        assert paired_difference([1.0], [3.0]) == PairedDifference(2.0, None, None, None, 1)
