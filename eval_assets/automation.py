@@ -176,8 +176,7 @@ def new_model_versions(
     }
     for skipped in listing.skipped:
         context.log.info(f"{skipped.place} was skipped: {skipped.reason}")
-    for name, reason in problems.items():
-        context.log.warning(f"model {name} is left alone until this is put right: {reason}")
+    _tell(context, problems)
     context.log.info(
         f"{len(listing.keys)} versions listed, {len(fresh)} of them new; {len(decision.requests)} runs "
         f"requested, {decision.left} more left, {len(decision.waiting)} tasks wait for another try, "
@@ -189,6 +188,13 @@ def new_model_versions(
         cursor=json.dumps(cursor),
         asset_events=events,
     )
+
+
+def _tell(
+    context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext, problems: Mapping[str, str]
+) -> None:
+    for name, reason in problems.items():
+        context.log.warning(f"model {name} is left alone until this is put right: {reason}")
 
 
 def _is_tracked(look: Observer, key: ModelKey) -> bool:
@@ -245,11 +251,13 @@ def nightly(
     """What `reconcile` finds missing when nothing that was recorded is believed."""
     look = Observer.of(context.instance, registry, store, Settings.from_environment())
     known = context.instance.get_dynamic_partitions("model")
+    problems: dict[str, str] = {}
     try:
-        world = look.world(known, thorough=True, seconds=NIGHTLY_LOOK_SECONDS)
+        world = look.world(known, thorough=True, seconds=NIGHTLY_LOOK_SECONDS, problems=problems)
     except TransientError as error:
         yield dg.SkipReason(str(error))
         return
+    _tell(context, problems)
     for version in world.versions:
         record = store.model_version(version.model)
         if record is not None and not version.registered:
@@ -285,6 +293,7 @@ def weekly_recheck(
     except TransientError as error:
         yield dg.SkipReason(str(error))
         return
+    _tell(context, problems)
     for version in world.versions:
         if version.model not in champions or not version.registered:
             continue

@@ -129,24 +129,15 @@ def evaluation(
     """Evaluate the run's cells, model by model; a cell that fails takes no other with it."""
     yield from ()
     begin(context)
-    try:
-        with interrupts.watching():
-            evaluate_cells(
-                context,
-                cells_of_run(context),
-                registry,
-                store,
-                engines,
-                Settings.from_environment(),
-                force=context.run.tags.get(FORCE_TAG) == "true",
-            )
-    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-        # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
-        signal = interrupts.received()
-        context.instance.add_run_tags(
-            context.run.run_id, {INTERRUPTED_TAG: signal.name if signal else "cancelled"}
-        )
-        raise
+    evaluate_cells(
+        context,
+        cells_of_run(context),
+        registry,
+        store,
+        engines,
+        Settings.from_environment(),
+        force=context.run.tags.get(FORCE_TAG) == "true",
+    )
 
 
 def evaluate_cells(
@@ -161,8 +152,31 @@ def evaluate_cells(
 ) -> None:
     """Evaluate cells, those of one model after each other; a cell that fails takes no other with it.
 
-    Raises dg.Failure, naming the cells that failed, after all have had their turn.
+    Raises dg.Failure, naming the cells that failed, after all have had their turn. A run that is told to end
+    is tagged with the signal.
     """
+    try:
+        with interrupts.watching():
+            _evaluate_cells(context, places, registry, store, engines, settings, force=force)
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
+        signal = interrupts.received()
+        context.instance.add_run_tags(
+            context.run.run_id, {INTERRUPTED_TAG: signal.name if signal else "cancelled"}
+        )
+        raise
+
+
+def _evaluate_cells(
+    context: Context,
+    places: Sequence[RunCell],
+    registry: Registry,
+    store: ResultsStore,
+    engines: EngineResource,
+    settings: Settings,
+    *,
+    force: bool,
+) -> None:
     failed: dict[Task, Exception] = {}
     cells: dict[RunCell, _Cell] = {}
     for place in places:

@@ -15,7 +15,6 @@ from eval_assets.evaluations import evaluate_cells
 from eval_assets.model_versions import register
 from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE, RunCell
-from resources import interrupts
 from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.registries import Registry
@@ -57,8 +56,7 @@ def evaluate_named(
                 signature = source_signature(SUITE[dataset], settings.data_mirror)
                 prepare(context, SUITE[dataset], signature, store)
     places = [RunCell(dataset, model, meant=True) for model in models for dataset in datasets]
-    with interrupts.watching():
-        evaluate_cells(context, places, registry, store, engines, settings, force=config.force)
+    evaluate_cells(context, places, registry, store, engines, settings, force=config.force)
 
 
 @contextmanager

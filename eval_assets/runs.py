@@ -27,8 +27,7 @@ from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
 _INTERRUPTED = DagsterExecutionInterruptedError.__name__
-_ONCE = Policy(tries=10**9, first_wait=0.0, requests_at_once=10**9)
-"""A person who asks wants it tried now, whatever failed before."""
+_ALL_AT_ONCE = Policy(requests_at_once=10**9)
 
 
 class RunFailedError(UserError):
@@ -148,7 +147,7 @@ class Runs:
                 (c.model, c.dataset, c.fingerprint[:16]) for c in cells if c.fingerprint in finished},
             in_flight=attempts.in_flight(self.instance),
         )  # fmt: skip
-        return list(reconcile(world, _ONCE).requests)
+        return list(reconcile(world, _ALL_AT_ONCE).requests)
 
     def evaluate(self, request: Request, *, force: bool = False) -> None:
         """Run one row; raises RunFailedError naming the cells that failed."""
@@ -161,7 +160,8 @@ class Runs:
         """
         done: set[str] = set()
         while True:
-            decision = reconcile(self.look.world(models), _ONCE)
+            # A person who asks wants it tried now, whatever failed before.
+            decision = reconcile(self.look.world(models, failures={}), _ALL_AT_ONCE)
             ready = [
                 request.model
                 for request in decision.requests
