@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,11 +120,10 @@ def test_after_a_kill_in_the_middle_of_a_file_only_that_and_the_rest_are_fetched
 
 def test_of_two_that_copy_at_once_one_fetches(tmp_path: Path) -> None:
     """Two pods of one row start together; the volume's bandwidth is for one of them."""
-    source, begun = Source(), threading.Event()
+    source = Source()
 
     def slow(relative: str, target: Path) -> None:
-        begun.set()
-        time.sleep(0.05)
+        time.sleep(0.05)  # long enough for the others to come to the lock: that they wait at it can't be seen
         source.get(relative, target)
 
     with ThreadPoolExecutor(3) as threads:

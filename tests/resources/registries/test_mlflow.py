@@ -241,8 +241,8 @@ def test_each_kind_of_source_is_fetched(shelf: MlflowShelf, tiny_model: Path, tm
         assert _same(shelf.registry.fetch(key), tiny_model), name
         assert shelf.registry.revision(key) == shelf.registry.revision(key), name
     before = {name: shelf.registry.revision(sources[name]) for name in ("file", "store")}
-    time.sleep(0.01)
-    (tmp_path / "volume" / "model" / "config.json").touch()
+    config = tmp_path / "volume" / "model" / "config.json"
+    os.utime(config, ns=(0, config.stat().st_mtime_ns + 1))
     fsspec.filesystem("memory").pipe(f"{root}/config.json", (tiny_model / "config.json").read_bytes())
     assert all(shelf.registry.revision(sources[name]) != revision for name, revision in before.items())
 
