@@ -98,6 +98,15 @@ def retry(model: str, benchmarks: str) -> None:
 
 
 @main.command()
+@click.argument("model")
+def forget(model: str) -> None:
+    """Remove the partition of a version that is deleted in its registry; its results stay."""
+    from eval_assets import deciding
+
+    deciding.forget(model)
+
+
+@main.command()
 def leaderboard() -> None:
     """Show the leaderboard of everything that is committed."""
     from eval_assets.terminal import show_leaderboard

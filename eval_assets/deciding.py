@@ -1,4 +1,4 @@
-"""What a person or a CI decides from: the gate's summary and exit status, A/B comparisons, rollback."""
+"""What a person or a CI decides: gate, A/B comparison, rollback, trying again, removing a partition."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from eval_assets.promotion import ROLLBACK, record_move
 from eval_assets.reconciling import judgement
 from eval_assets.runs import Runs
 from eval_assets.terminal import console, evaluate_grid
-from resources.errors import UserError
+from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 
 PASSED, FAILED, NOT_DECIDED = 0, 1, 2
@@ -165,3 +165,20 @@ def retry(key: str, datasets: Sequence[str]) -> None:
         raise UserError(f"{key}: no failed runs are remembered; nothing to try again")
     runs.store.forget_given_up(key)
     console.print(f"{key}: {count} failed runs forgotten; the sensor tries again at its next look")
+
+
+def forget(key: str) -> None:
+    """Remove the partition of a version that its registry has no more; its results stay."""
+    runs = Runs()
+    model = ModelKey.parse(key)
+    if key not in runs.instance.get_dynamic_partitions("model"):
+        raise UserError(f"model version {key} has no partition: name one that the UI shows")
+    try:
+        runs.registry.revision(model)
+    except TransientError:
+        raise
+    except UserError:
+        runs.instance.delete_dynamic_partition("model", key)
+        console.print(f"{key}: its partition is removed; its results stay in {runs.store.root}")
+        return
+    raise UserError(f"model version {key} is still in its registry: delete it there first")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from resources.errors import UserError
@@ -36,6 +37,9 @@ class Settings:
     nightly: tuple[int, int]
     timezone: str
     webhook: str | None
+    smtp: str
+    email_from: str
+    email_to: tuple[str, ...]
     ui: str
 
     @classmethod
@@ -94,6 +98,27 @@ class Settings:
                 ) from None
             return text(field)
 
+        def mail_server() -> str:
+            try:
+                url = urlsplit(text("smtp"))
+                usable = url.scheme in ("smtp", "smtps") and bool(url.hostname) and url.port != 0
+            except ValueError:
+                usable = False
+            if text("smtp") and not usable:
+                raise UserError(
+                    "EVAL_SMTP: expected smtp://user:password@host:587 or smtps://host (a secret)"
+                )
+            return text("smtp")
+
+        def addresses() -> tuple[str, ...]:
+            found = tuple(part.strip() for part in text("email_to").split(",") if part.strip())
+            for address in (*found, text("email_from")):
+                if not re.fullmatch(r"[^@\s,<>]+@[^@\s,<>]+", address):
+                    raise UserError(f"{address!r} in EVAL_EMAIL_TO or EVAL_EMAIL_FROM is no e-mail address")
+            if found and not text("smtp"):
+                raise UserError("EVAL_EMAIL_TO is set, but EVAL_SMTP is not: name the mail server")
+            return found
+
         encoder = text("bertscore_model") or str(Path(text("data_mirror"), LOCAL_ENCODER).absolute())
         return cls(
             store=_absolute(text("store")),
@@ -118,6 +143,9 @@ class Settings:
             nightly=time_of_day("nightly"),
             timezone=time_zone("timezone"),
             webhook=text("webhook") or None,
+            smtp=mail_server(),
+            email_from=text("email_from"),
+            email_to=addresses(),
             ui=text("ui").rstrip("/"),
         )
 
@@ -188,6 +216,13 @@ VARIABLES: Mapping[str, Variable] = {
     "timezone": Variable("EVAL_TIMEZONE", "UTC", "the time zone of that, for example Europe/Berlin"),
     "webhook": Variable(
         "EVAL_WEBHOOK", "", "URL that verdicts and give-ups are posted to, as Slack reads them (a secret)"
+    ),
+    "smtp": Variable(
+        "EVAL_SMTP", "", "mail server for e-mail: smtp://user:password@host:587, or smtps:// (a secret)"
+    ),
+    "email_from": Variable("EVAL_EMAIL_FROM", "evaluation@localhost", "the sender of e-mail"),
+    "email_to": Variable(
+        "EVAL_EMAIL_TO", "", "addresses, comma-separated, that verdicts and give-ups are mailed to"
     ),
     "ui": Variable("EVAL_UI", "http://127.0.0.1:3000", "where people open Dagster's UI, for links"),
 }

@@ -20,6 +20,18 @@ _read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
 """(root, path) -> (what the listing said of it, its content) of small files that are read again and again."""
 
 
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a path or URL, and the path in it.
+
+    Raises UserError for a URL that it doesn't know or whose package isn't installed.
+    """
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url} can't be opened: {' '.join(str(error).split())}") from None
+    return filesystem, str(path)
+
+
 class Storage:
     """Reads and writes below `root`; paths are relative to it.
 
@@ -28,7 +40,7 @@ class Storage:
 
     def __init__(self, root: str) -> None:
         self.filesystem: fsspec.AbstractFileSystem
-        self.filesystem, self.root = url_to_fs(root)
+        self.filesystem, self.root = filesystem_of(root)
         protocols = self.filesystem.protocol
         self.scheme: str = protocols if isinstance(protocols, str) else protocols[0]
         self.is_local = self.scheme == "file"

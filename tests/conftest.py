@@ -4,9 +4,11 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +30,7 @@ from resources.engines.settings import EngineSettings  # noqa: E402  (the path m
 from resources.engines.transformers_engine import TransformersEngine  # noqa: E402
 from resources.results import ResultsStore  # noqa: E402
 from tests.resources.registries.mlflow_server import MlflowServer, mlflow_server  # noqa: E402
+from tests.s3 import s3_server  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,6 +87,23 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """A real MLflow server, one for the whole run: tests keep to model names of their own."""
     with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        os.environ.update(environment)
+        yield
+        for variable in environment:
+            del os.environ[variable]
+
+
+@pytest.fixture
+def bucket(_s3: None) -> str:
+    """The URL of an empty bucket on a real S3 server; the environment has what a client needs."""
+    name = f"tests-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"
 
 
 @pytest.fixture

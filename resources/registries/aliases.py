@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from resources.errors import BusyError, UserError
 from resources.keys import ModelKey
 from resources.lease import Lease
 from resources.registries import AliasMovedError, RegistryUnavailableError
+from resources.storage import filesystem_of
 
 _ALIASES = "aliases.json"
 _NOTES = "notes.json"
@@ -39,7 +38,7 @@ class Labels:
 
     def __init__(self, root: str, exists: Callable[[ModelKey], bool]) -> None:
         self._fs: Any
-        self._fs, base = url_to_fs(root)
+        self._fs, base = filesystem_of(root)
         self._base = base.rstrip("/")
         self._local = "file" in self._fs.protocol
         self._exists = exists

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from resources.errors import UserError
@@ -28,6 +27,7 @@ from resources.registries.files import (
     seen_of,
     unread_headers,
 )
+from resources.storage import filesystem_of
 
 _HEAD_BYTES = 64 * 1024
 """What is read of a safetensors file at first: the headers of most are shorter."""
@@ -61,7 +61,7 @@ class FolderRegistry:
         self._cache = cache
         self._settle = settle_seconds
         self._fs: Any
-        self._fs, base = url_to_fs(root)
+        self._fs, base = filesystem_of(root)
         self._base = base.rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self._labels = Labels(root, self._is_version)

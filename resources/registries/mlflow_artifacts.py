@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 
 from resources.errors import UserError
 from resources.registries.files import Seen, is_read, model_files, seen_of
+from resources.storage import filesystem_of
 
 _OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "memory")
 _MOST_FILES = 10_000
@@ -102,9 +103,7 @@ def _local(folder: str, what: str) -> Artifacts:
 
 
 def _stored(uri: str) -> Artifacts:
-    from fsspec.core import url_to_fs
-
-    filesystem, base = url_to_fs(uri)
+    filesystem, base = filesystem_of(uri)
     base = base.rstrip("/")
     filesystem.invalidate_cache()
     listed = {path[len(base) + 1 :]: info for path, info in filesystem.find(base, detail=True).items()}

@@ -1,21 +1,13 @@
-"""What a person or a CI decides from: gate, compare, rollback, retry, as commands; and the webhook."""
+"""What a person or a CI decides from: gate, compare, rollback, retry, as commands."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
 from eval_assets.deciding import junit_xml, markdown
-from eval_assets.notifications import notify
-from resources.settings import Settings
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Automation, make_worse
 
@@ -114,6 +106,23 @@ def test_retry_takes_up_what_was_given_up(automation: Automation) -> None:
     assert automation.until_at_rest()[-1] == ("judge_models", "tiny@2")
 
 
+def test_the_partition_of_a_deleted_version_is_removed_when_asked(automation: Automation) -> None:
+    automation.until_at_rest()
+    there = command("forget", "tiny@1")
+    assert (there.returncode, there.stderr) == (
+        2, "error: model version tiny@1 is still in its registry: delete it there first\n",
+    )  # fmt: skip
+    shutil.rmtree(automation.project.registry / "tiny" / "1")
+    gone = command("forget", "tiny@1")
+    assert gone.returncode == 0, gone.stderr
+    assert list(automation.instance.get_dynamic_partitions("model")) == ["tiny@2"]
+    assert "tiny@1" in {record["model"] for _, record in automation.project.runs().store.records()}
+    again = command("forget", "tiny@1")
+    assert again.stderr == "error: model version tiny@1 has no partition: name one that the UI shows\n"
+    automation.cursor = None
+    assert automation.until_at_rest() == []
+
+
 VERDICT = {
     "model": "a@2", "baseline": "a@1", "status": "undecided", "action": "more | items <needed>",
     "reason": "1 of 1 not decided", "missing": {"squad": "a@2 has no evaluation of today's squad"},
@@ -131,66 +140,3 @@ def test_a_summary_renders_nothing_that_a_reason_holds() -> None:
     """Reasons quote error messages and names: in a pull request they must stay text."""
     text = markdown(VERDICT)
     assert "more \\| items &lt;needed>" in text
-
-
-class Receiver(ThreadingHTTPServer):
-    """A webhook that answers what it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[int] = []
-        self.received: list[dict[str, str]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/hook/secret-part"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        status = self.server.answers.pop(0) if self.server.answers else 200
-        if status == 200:
-            self.server.received.append(json.loads(body))
-        self.send_response(status)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv("EVAL_WEBHOOK", server.url)
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_verdicts_and_give_ups_reach_the_webhook_once(automation: Automation, receiver: Receiver) -> None:
-    (automation.project.registry / "tiny" / "2" / "tokenizer.json").unlink()
-    automation.until_at_rest()
-    automation.until_at_rest()
-    texts = sorted(message["text"].splitlines()[0] for message in receiver.received)
-    assert texts == ["*given up: register tiny@2*", "*tiny@1: first*"]
-
-
-def test_a_webhook_is_tried_again_and_its_url_is_never_shown(receiver: Receiver) -> None:
-    warnings: list[str] = []
-    receiver.answers = [503, 500]
-    assert notify(Settings.from_environment(), "a title", "a text", "http://ui", warnings.append)
-    receiver.answers = [404, 200]
-    assert not notify(Settings.from_environment(), "a title", "a text", "http://ui", warnings.append)
-    assert len(receiver.received) == 1
-    assert warnings == ["the webhook of EVAL_WEBHOOK was not reached (it answered 404): a title"]
-
-
-def test_a_webhook_that_is_down_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    warnings: list[str] = []
-    monkeypatch.setenv("EVAL_WEBHOOK", "http://127.0.0.1:1/secret-part")
-    assert not notify(Settings.from_environment(), "a title", "a text", "http://ui", warnings.append)
-    assert "secret-part" not in warnings[0]

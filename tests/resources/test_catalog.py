@@ -227,8 +227,8 @@ def test_the_leaderboard_shows_the_files_that_are_recorded_now(store: ResultsSto
         assert query(catalog, "SELECT evaluation_id FROM leaderboard") == [(expected,)]
 
 
-def test_an_object_store_has_a_catalogue_too() -> None:
-    store = ResultsStore("memory://catalogue/results")
+def test_an_object_store_has_a_catalogue_too(bucket: str) -> None:
+    store = ResultsStore(f"{bucket}/results")
     commit(store, "m@1", [1.0, 0.0])
     catalog = Catalog(store)
     assert catalog.refresh().added == 1

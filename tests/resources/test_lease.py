@@ -45,9 +45,9 @@ except UserError as error:
 class Other:
     """Another process that holds the cell of `CELL`, its clock set wrong by `shift` seconds."""
 
-    def __init__(self, store: ResultsStore, shift: float = 0.0) -> None:
+    def __init__(self, root: str, shift: float = 0.0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD.format(root=store.root, shift=shift)],
+            [sys.executable, "-c", HOLD.format(root=root, shift=shift)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
 
@@ -66,8 +66,8 @@ class Other:
 def other(store: ResultsStore) -> Iterator[Callable[..., Other]]:
     started: list[Other] = []
 
-    def start(shift: float = 0.0) -> Other:
-        started.append(Other(store, shift))
+    def start(shift: float = 0.0, root: str = store.root) -> Other:
+        started.append(Other(root, shift))
         return started[-1]
 
     yield start
@@ -165,8 +165,21 @@ def test_a_lease_that_a_power_cut_left_empty_belongs_to_nobody(
         writer.append([sample(0)])
 
 
-def test_an_object_stores_lease_is_as_strict() -> None:
-    store = ResultsStore("memory://lease/results")
+def test_of_many_processes_one_gets_a_cell_in_a_bucket(bucket: str, other: Callable[..., Other]) -> None:
+    """A bucket has no rename and no lock: the conditional put is all there is."""
+    processes = [other(root=f"{bucket}/results") for _ in range(4)]
+    answers = [process.says() for process in processes]
+    assert answers.count("held") == 1
+    assert sum("is being evaluated by another process" in answer for answer in answers) == 3
+    holder = processes[answers.index("held")]
+    holder.process.kill()
+    holder.process.wait()
+    with ResultsStore(f"{bucket}/results").writer(CELL) as writer:
+        assert [s.index for s in writer.finished()[0]] == [0]
+
+
+def test_an_object_stores_lease_is_as_strict(bucket: str) -> None:
+    store = ResultsStore(f"{bucket}/results")
     cell = Cell("hellaswag", "org/model@2", "ef" * 32)
     with store.writer(cell) as writer:
         store.filesystem.rm_file(f"{writer.path}/lease.json")

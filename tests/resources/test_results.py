@@ -2,6 +2,7 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from resources.errors import UserError
 from resources.keys import key_of_segment, path_segment
 from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
+from resources.registries.folder import FolderRegistry
 from resources.results import AlreadyCommittedError, Cell, ResultsStore
 from resources.writer import COMMITTED, content_digest
 
@@ -209,8 +211,8 @@ def test_runs_that_ended_before_the_commit_are_counted_and_say_why(store: Result
         assert not Path(writer.path, "runs.json").exists()
 
 
-def test_an_object_store_keeps_the_same_promises() -> None:
-    store = ResultsStore("memory://bucket/results")
+def test_an_object_store_keeps_the_same_promises(bucket: str) -> None:
+    store = ResultsStore(f"{bucket}/results")
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
         assert [s.index for s in writer.finished()[0]] == [0]
@@ -225,3 +227,11 @@ def test_a_key_is_one_segment_of_a_path_and_comes_back(key: str) -> None:
     assert "/" not in segment
     assert "\\" not in segment
     assert key_of_segment(segment) == key
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/results", "nosuch://bucket"])
+@pytest.mark.parametrize("opened", [ResultsStore, FolderRegistry])
+def test_a_url_that_nothing_here_can_open_is_one_line(opened: Callable[[str], object], root: str) -> None:
+    with pytest.raises(UserError, match=f"^{root} can't be opened: .*") as error:
+        opened(root)
+    assert "\n" not in str(error.value)

@@ -2,11 +2,8 @@
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-START_SECONDS = 120
+from tests.servers import free_port, serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,9 @@ def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
 
     Raises AssertionError with the server's log where it doesn't start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
-    log, database = folder / "server.log", folder / "mlflow.db"
+    database = folder / "mlflow.db"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -47,36 +42,11 @@ def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
         *("--workers", "1", "--backend-store-uri", f"sqlite:///{database}"),
         *("--artifacts-destination", f"{folder}/artifacts"),
     ]
-    with log.open("wb") as file:
-        # A session of its own: the server starts workers, and only their process group holds all of them.
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, cwd=folder, env=environment, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"{url}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"mlflow server did not start:\n{log.read_text()[-4000:]}")
-            time.sleep(0.1)
+    with serving(
+        command, f"{url}/health", folder / "server.log", folder=folder, environment=environment,
+        stops=(signal.SIGTERM, signal.SIGKILL),
+    ):  # fmt: skip
         yield MlflowServer(url, database)
-    finally:
-        for end in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, end)
-                process.wait(timeout=10)
-                break
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 class Proxy:

@@ -227,10 +227,10 @@ class StoreShelf:
 
     compare_and_set = True
 
-    def __init__(self, cache: Path) -> None:
-        self.root = f"memory://{uuid.uuid4().hex}"
-        self.store = fsspec.filesystem("memory")
-        self.store.makedirs(self.root)
+    def __init__(self, root: str, cache: Path) -> None:
+        self.root = root
+        self.store = fsspec.filesystem(root.partition("://")[0])
+        self.store.makedirs(self.root, exist_ok=True)
         self.registry = FolderRegistry(self.root, cache)
 
     def add(self, name: str, version: str, model: Path) -> ModelKey:
@@ -319,7 +319,13 @@ class TestFolder(RegistryContract):
 class TestObjectStore(RegistryContract):
     @pytest.fixture
     def shelf(self, tmp_path: Path) -> Shelf:
-        return StoreShelf(tmp_path / "cache")
+        return StoreShelf(f"memory://{uuid.uuid4().hex}", tmp_path / "cache")
+
+
+class TestBucket(RegistryContract):
+    @pytest.fixture
+    def shelf(self, bucket: str, tmp_path: Path) -> Shelf:
+        return StoreShelf(bucket, tmp_path / "cache")
 
 
 class TestMlflow(RegistryContract):
