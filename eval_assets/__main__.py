@@ -107,6 +107,16 @@ def forget(model: str) -> None:
 
 
 @main.command()
+@click.argument("model")
+@click.option("--dataset", default="", help="one benchmark; by default the model's whole row")
+def pod(model: str, dataset: str) -> None:
+    """Print the Kubernetes Job that evaluating a model version would get, and why it is that large."""
+    from eval_assets.pods import print_pod
+
+    print_pod(model, dataset)
+
+
+@main.command()
 def leaderboard() -> None:
     """Show the leaderboard of everything that is committed."""
     from eval_assets.terminal import show_leaderboard

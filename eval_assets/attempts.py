@@ -16,10 +16,11 @@ from typing import TypeAlias
 
 import dagster as dg
 
-from eval_assets.partitions import DATASETS_TAG, SUITE, grid
+from eval_assets.partitions import SUITE, grid
 from eval_assets.reconciling import Failures, Task, Work
 from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
+from resources.pods.tags import AS_IT_IS, DATASETS_TAG, TAKEN_AWAY, ending_of
 
 WORK_TAG = "eval/work"
 TASKS_TAG = "eval/tasks"
@@ -125,6 +126,12 @@ def _failed(run: dg.DagsterRun) -> dict[Task, tuple[str, str]]:
             return {task: reasons[_place(task)] for task in tasks if _place(task) in reasons}
         if run.tags.get(INTERRUPTED_TAG):
             return {}
+    ended = ending_of(run)
+    if ended.get("kind") in TAKEN_AWAY:
+        return {}
+    if ended:
+        how = _PERMANENT if ended["kind"] in AS_IT_IS else _TRANSIENT
+        return dict.fromkeys(tasks, (how, f"{ended['kind']}: {ended['reason']}"))
     return dict.fromkeys(tasks, (_TRANSIENT, f"run {run.run_id[:8]} ended without a word (killed?)"))
 
 

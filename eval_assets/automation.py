@@ -13,6 +13,7 @@ from eval_assets.model_versions import register, registration
 from eval_assets.notifications import report_given_up
 from eval_assets.observing import Observer
 from eval_assets.partitions import models, row_tags
+from eval_assets.pods import pod_tags
 from eval_assets.reconciling import Policy, Request, Task, Work, reconcile
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
@@ -130,10 +131,8 @@ def run_request(look: Observer, request: Request, priority: str) -> dg.RunReques
                 run_key, tags=tags, job_name="prepare_benchmarks", partition_key=first.dataset
             )
         case Work.EVALUATE:
-            resources = dict(look.tracking.entry_of(request.model).resources)
-            limits = {"container_config": {"resources": {"limits": resources}}}
-            pod = {"dagster-k8s/config": json.dumps(limits)} if resources else {}
-            tags |= {**row_tags(request.model, request.datasets), **pod}
+            entry = look.tracking.entry_of(request.model)
+            tags |= {**row_tags(request.model, request.datasets), **pod_tags(entry)}
             return dg.RunRequest(run_key, tags=tags, job_name="evaluate_models")
         case Work.JUDGE:
             return dg.RunRequest(run_key, tags=tags, job_name="judge_models", partition_key=first.model)

@@ -274,6 +274,7 @@ class _Cell:
             force=force,
             run_id=self._context.run.run_id,
             revision=self._settings.git_revision,
+            pod=self._settings.pod,
             on_progress=_Reporter(self._context),
             on_warning=self._context.log.warning,
         )

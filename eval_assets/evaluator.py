@@ -125,13 +125,15 @@ def evaluate(
     force: bool = False,
     run_id: str = "",
     revision: str | None = None,
+    pod: Mapping[str, Any] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Evaluate a cell, or reuse its committed evaluation of the same fingerprint unless `force`.
 
     `load_engine` is called only if something is left to compute. `earlier` are samples that an evaluation of
-    fewer items has of the same model and benchmark: they are taken over. `stage` goes into the record.
+    fewer items has of the same model and benchmark: they are taken over. `stage` and `pod` (what the
+    launcher made this process's pod of) go into the record.
     Raises UserError for what a user can put right; whatever is raised, finished samples stay in the store.
     """
     committed = None if force else store.committed(cell)
@@ -148,6 +150,7 @@ def evaluate(
                 scoring,
                 run_id,
                 revision,
+                pod or {},
                 on_progress,
                 on_warning,
                 earlier,
@@ -168,6 +171,7 @@ class _Evaluation:
         scoring: ScoringSettings,
         run_id: str,
         revision: str | None,
+        pod: Mapping[str, Any],
         on_progress: Callable[[Progress], None],
         on_warning: Callable[[str], None],
         earlier: Sequence[Sample],
@@ -181,6 +185,7 @@ class _Evaluation:
         self.scoring = scoring
         self.run_id = run_id
         self.revision = revision
+        self.pod = pod
         self.on_progress = on_progress
         self.on_warning = on_warning
         self.meter = Meter()
@@ -328,6 +333,7 @@ class _Evaluation:
         spec, meter = self.benchmark.spec, self.meter
         whole = {row.metric: row.estimate for row in metrics if row.group is None}
         errors = sum(sample.error is not None for sample in samples)
+        finished = datetime.now(UTC)
         return {
             "model_name": self.model.name,
             "model_version": self.model.version,
@@ -338,7 +344,7 @@ class _Evaluation:
             "task": spec.task,
             "run_id": self.run_id,
             "started_at": self.started.isoformat(),
-            "finished_at": datetime.now(UTC).isoformat(),
+            "finished_at": finished.isoformat(),
             "status": "invalid" if errors else "valid",
             "items_available": self.benchmark.available,
             "samples": len(samples),
@@ -360,11 +366,27 @@ class _Evaluation:
             "output_tokens_computed": meter.output_tokens,
             "batch_sequences": meter.most_sequences,
             "peak_memory_bytes": meter.peak_memory_bytes,
+            "peak_device_bytes": meter.peak_device_bytes if engine.description["device"] != "cpu" else None,
+            **self._cost(finished),
             "engine": dict(engine.description),
             "scoring_version": SCORING_VERSION,
             "packages": package_versions(),
             "python": platform.python_version(),
             "git_revision": self.revision,
+        }
+
+    def _cost(self, finished: datetime) -> dict[str, Any]:
+        """What ran it and what that came to; nothing where no launcher said so."""
+        hours = (finished - self.started).total_seconds() / 3600
+        count, price = self.pod.get("count"), self.pod.get("price")
+        return {
+            "accelerator_class": self.pod.get("class"),
+            "accelerator_count": count,
+            "accelerator_seconds": None if count is None else round(count * hours * 3600, 3),
+            "spot": self.pod.get("spot"),
+            "price_per_hour": price,
+            "cost": None if price is None else round(price * hours, 6),
+            "team": self.pod.get("team"),
         }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from eval_assets.suite import load_suite
+from resources.pods.tags import DATASETS_TAG
 from resources.settings import Settings
 
 SUITE = load_suite(Settings.from_environment().benchmarks)
@@ -19,9 +20,6 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 models = dg.DynamicPartitionsDefinition(name="model")
 datasets = dg.StaticPartitionsDefinition(list(SUITE))
 grid = dg.MultiPartitionsDefinition({"dataset": datasets, "model": models})
-
-DATASETS_TAG = "eval/datasets"
-"""On a run over a model's row: the datasets meant, comma-separated, where they are not all in the range."""
 
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"

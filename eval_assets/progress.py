@@ -96,6 +96,11 @@ class Meter:
         return self._memory_bytes or _process_peak_bytes()
 
     @property
+    def peak_device_bytes(self) -> int:
+        """The most that was in use on the model's device after a pass through it."""
+        return self._peak_bytes
+
+    @property
     def peak_memory_bytes(self) -> int:
         """The most that was in use, of the model's device or of this process's memory, whichever is more."""
         return max(self._peak_bytes, _process_peak_bytes())

@@ -20,7 +20,7 @@ from resources.errors import UserError
 from resources.results import RECORD, CurrentInputs, ResultsStore
 
 CATALOG = "catalog.duckdb"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _EVALUATION_FIELDS = {
     "evaluation_id": pa.string(),
@@ -54,6 +54,14 @@ _EVALUATION_FIELDS = {
     "primary_metric": pa.string(),
     "higher_is_better": pa.bool_(),
     "peak_memory_bytes": pa.int64(),
+    "peak_device_bytes": pa.int64(),
+    "accelerator_class": pa.string(),
+    "accelerator_count": pa.int64(),
+    "accelerator_seconds": pa.float64(),
+    "spot": pa.bool_(),
+    "price_per_hour": pa.float64(),
+    "cost": pa.float64(),
+    "team": pa.string(),
     "scoring_version": pa.string(),
     "python": pa.string(),
     "git_revision": pa.string(),
@@ -121,6 +129,13 @@ SELECT * EXCLUDE (chosen_digest, chosen_benchmark) FROM (
 WHERE model_digest = chosen_digest AND benchmark_fingerprint = chosen_benchmark
 QUALIFY row_number() OVER (
     PARTITION BY dataset, model ORDER BY samples DESC, finished_at DESC, evaluation_id) = 1;
+
+-- What evaluations came to; those that no launcher gave a pod have no class and no cost.
+CREATE VIEW costs AS
+SELECT date_trunc('month', finished_at::TIMESTAMPTZ)::DATE AS "month", team, model_name, model, dataset,
+       accelerator_class, spot, count(*) AS evaluations, sum(samples)::BIGINT AS samples,
+       sum(accelerator_seconds) AS accelerator_seconds, sum(cost) AS cost
+FROM evaluations GROUP BY ALL;
 
 CREATE VIEW history AS
 SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,

@@ -1,5 +1,6 @@
 """Every environment variable that this project reads, in one place."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -41,6 +43,10 @@ class Settings:
     email_from: str
     email_to: tuple[str, ...]
     ui: str
+    accelerators: Path | None
+    queue_timeout: int
+    cluster_patience: int
+    pod: Mapping[str, Any] | None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -98,6 +104,17 @@ class Settings:
                 ) from None
             return text(field)
 
+        def pod() -> Mapping[str, Any] | None:
+            try:
+                found = json.loads(text("pod")) if text("pod") else None
+            except ValueError:
+                found = ""
+            if found is not None and not isinstance(found, dict):
+                raise UserError(
+                    "EVAL_POD: expected a JSON object; the run launcher sets it, unset it elsewhere"
+                )
+            return found
+
         def mail_server() -> str:
             try:
                 url = urlsplit(text("smtp"))
@@ -147,6 +164,10 @@ class Settings:
             email_from=text("email_from"),
             email_to=addresses(),
             ui=text("ui").rstrip("/"),
+            accelerators=Path(text("accelerators")).absolute() if text("accelerators") else None,
+            queue_timeout=whole_number("queue_timeout"),
+            cluster_patience=whole_number("cluster_patience"),
+            pod=pod(),
         )
 
 
@@ -225,6 +246,16 @@ VARIABLES: Mapping[str, Variable] = {
         "EVAL_EMAIL_TO", "", "addresses, comma-separated, that verdicts and give-ups are mailed to"
     ),
     "ui": Variable("EVAL_UI", "http://127.0.0.1:3000", "where people open Dagster's UI, for links"),
+    "accelerators": Variable(
+        "EVAL_ACCELERATORS", "", "YAML file of what a Kubernetes cluster offers; by default only CPUs"
+    ),
+    "queue_timeout": Variable(
+        "EVAL_QUEUE_TIMEOUT", "86400", "seconds for which a run may wait for a pod to be scheduled"
+    ),
+    "cluster_patience": Variable(
+        "EVAL_CLUSTER_PATIENCE", "600", "seconds for which a Kubernetes API may be silent before runs fail"
+    ),
+    "pod": Variable("EVAL_POD", "", "what a run's pod is, for its records; set by the run launcher only"),
 }
 if {f.name for f in fields(Settings)} != set(VARIABLES):  # a new setting must be described
     raise RuntimeError("Settings and VARIABLES name different settings")
