@@ -36,6 +36,8 @@ CLEARED_TAG = "eval/cleared"
 INTERRUPTED_TAG = "eval/interrupted"
 """On a run that was told to end before it was done: by which signal."""
 
+_RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
+
 Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
 
 REMEMBERED = timedelta(days=90)
@@ -143,8 +145,15 @@ def begin(context: Context) -> None:
     """Tag the run with the process that executes it, and take back what it may have copied from another."""
     run = context.run
     copied = {tag: "" for tag in (FAILED_TAG, INTERRUPTED_TAG) if run.tags.get(tag)}
+    if INTERRUPTED_TAG in copied:
+        copied[_RETRY_TAG] = "false"
     process = f"{socket.gethostname()}:{os.getpid()}:{run.run_id}"
     context.instance.add_run_tags(run.run_id, {PROCESS_TAG: process, **copied})
+
+
+def interrupted_by(what: str) -> dict[str, str]:
+    """Tags of a run that was told to end; where Dagster tries runs again, it is to try this one again."""
+    return {INTERRUPTED_TAG: what, _RETRY_TAG: "true"}
 
 
 def _has_begun(run: dg.DagsterRun) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets.attempts import FORCE_TAG, INTERRUPTED_TAG, Context, announce, begin, confess, one_line
+from eval_assets import attempts
+from eval_assets.attempts import FORCE_TAG, Context, announce, begin, confess, one_line
 from eval_assets.benchmarks import PreparedBenchmark
 from eval_assets.comparing import CellComparison, compare_records
 from eval_assets.evaluator import Benchmark, Outcome, evaluate
@@ -162,7 +163,7 @@ def evaluate_cells(
         # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
         signal = interrupts.received()
         context.instance.add_run_tags(
-            context.run.run_id, {INTERRUPTED_TAG: signal.name if signal else "cancelled"}
+            context.run.run_id, attempts.interrupted_by(signal.name if signal else "cancelled")
         )
         raise
 

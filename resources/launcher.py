@@ -18,7 +18,7 @@ from dagster_k8s.job import get_job_name_from_run_id
 
 from resources.errors import TransientError, UserError
 from resources.pods.catalogue import Catalogue, load_catalogue
-from resources.pods.cluster import Cluster
+from resources.pods.cluster import TIMEOUT, Cluster
 from resources.pods.planning import Plan, of_people, plan_pod, purpose_of
 from resources.pods.watch import Patience, PodWatch
 from resources.results import ResultsStore
@@ -148,6 +148,9 @@ class _OneTry(DagsterKubernetesClient):
     def __init__(self, client: Any) -> None:
         initialize: Any = super().__init__
         initialize(client.batch_api, client.core_api, client.logger, client.sleeper, client.timer)
+        for api in (client.batch_api, client.core_api):
+            # Below it, urllib3 would ask three times more, and wait for each answer in full.
+            api.api_client.rest_client.pool_manager.connection_pool_kw["retries"] = False
 
     def create_namespaced_job_with_retries(
         self,
@@ -155,7 +158,7 @@ class _OneTry(DagsterKubernetesClient):
         namespace: str,
         wait_time_between_attempts: float = 0.0,  # noqa: ARG002  (its signature)
     ) -> None:
-        self.batch_api.create_namespaced_job(body=body, namespace=namespace, _request_timeout=(5.0, 15.0))
+        self.batch_api.create_namespaced_job(body=body, namespace=namespace, _request_timeout=TIMEOUT)
 
 
 def catalogue_of(settings: Settings) -> Catalogue:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import kubernetes.client
@@ -11,7 +13,7 @@ from dagster_k8s.client import DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnreco
 from resources.errors import TransientError, UserError
 from resources.pods.diagnosis import Seen
 
-_TIMEOUT = (5.0, 15.0)
+TIMEOUT = (5.0, 10.0)
 """Seconds for connecting and for an answer."""
 _RUN_WORKERS = "app.kubernetes.io/component=run_worker"
 RUN_LABEL = "dagster/run-id"
@@ -36,12 +38,12 @@ class Cluster:
     def __init__(self, batch: Any, core: Any, namespace: str) -> None:
         self._batch, self._core, self.namespace = batch, core, namespace
 
-    def runs(self) -> dict[str, Seen]:
-        """What there is of each run, by its id: in three calls, however many runs there are."""
-        jobs = self._list(self._batch.list_namespaced_job, label_selector=_RUN_WORKERS)
-        pods = self._list(self._core.list_namespaced_pod, label_selector=_RUN_WORKERS)
-        warnings = self._list(self._core.list_namespaced_event, field_selector="type=Warning")
-        return _by_run(jobs, pods, warnings)
+    def runs(self) -> tuple[dict[str, Seen], datetime]:
+        """What there is of each run, by its id, and the cluster's time: in three calls, however many runs."""
+        jobs, now = self._list(self._batch.list_namespaced_job, label_selector=_RUN_WORKERS)
+        pods, _ = self._list(self._core.list_namespaced_pod, label_selector=_RUN_WORKERS)
+        warnings, _ = self._list(self._core.list_namespaced_event, field_selector="type=Warning")
+        return _by_run(jobs, pods, warnings), now
 
     def create(self, create: Callable[[], None], run_id: str, name: str) -> None:
         """Make a Job by calling `create`; one that is there already for the same run is as good.
@@ -58,25 +60,25 @@ class Cluster:
                     f"a Job {name} is there already and not of this run: remove it"
                 ) from conflict
 
-    def remove(self, name: str, *, grace: int | None = None) -> None:
+    def remove(self, name: str) -> None:
         """Delete a Job with its pods; they get their grace period. One that is gone is fine."""
-        options = {} if grace is None else {"grace_period_seconds": grace}
         self._gone_is_fine(
             lambda: self._batch.delete_namespaced_job(
-                name, self.namespace, propagation_policy="Background", **options, **_RAW
+                name, self.namespace, propagation_policy="Background", **_RAW
             )
         )
 
-    def bury(self, pod: str) -> None:
-        """Delete a pod at once, without waiting for the word of its node, which is gone."""
-        self._gone_is_fine(
-            lambda: self._core.delete_namespaced_pod(pod, self.namespace, grace_period_seconds=0, **_RAW)
-        )
+    def end(self, pod: str, *, at_once: bool = False) -> None:
+        """Delete a pod, with its grace period, or without waiting for the word of its node, which is gone."""
+        grace = {"grace_period_seconds": 0} if at_once else {}
+        self._gone_is_fine(lambda: self._core.delete_namespaced_pod(pod, self.namespace, **grace, **_RAW))
 
-    def _list(self, call: Callable[..., Any], **selectors: str) -> list[dict[str, Any]]:
+    def _list(self, call: Callable[..., Any], **selectors: str) -> tuple[list[dict[str, Any]], datetime]:
         answer = self._call(lambda: call(self.namespace, **selectors, **_RAW))
-        items: list[dict[str, Any]] = json.loads(answer.data)["items"]
-        return items
+        # Its objects' times are its own clock's, so they are compared with that and not with ours.
+        date = answer.headers.get("Date")
+        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return json.loads(answer.data)["items"], now
 
     def _gone_is_fine(self, call: Callable[[], Any]) -> None:
         try:
@@ -101,7 +103,7 @@ class _NotThereError(RefusedError):
     """There is no object of that name."""
 
 
-_RAW: dict[str, Any] = {"_preload_content": False, "_request_timeout": _TIMEOUT}
+_RAW: dict[str, Any] = {"_preload_content": False, "_request_timeout": TIMEOUT}
 
 
 def _meaning(error: Exception) -> UserError:

@@ -69,13 +69,13 @@ def diagnose(seen: Seen, now: datetime, *, autoscaled: bool = False) -> Finding:
     Waiting for capacity and being unable to start are told apart; the second only when it has lasted for
     `PERSISTENT_SECONDS`, since a registry's or a volume's moment of weakness looks the same at first.
     """
-    if seen.job is None:
+    if seen.job is None and not seen.pods:
         return Finding(State.ABSENT)
     for pod in seen.pods:
         found = _pod_over(pod, now)
         if found is not None:
             return found
-    job = _job_over(seen.job)
+    job = _job_over(seen.job) if seen.job is not None else None
     if job is not None:
         return job
     if any(pod.get("status", {}).get("phase") == "Running" for pod in seen.pods):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import dagster as dg
@@ -27,7 +27,9 @@ LOOK_SECONDS = 5.0
 SAY_SECONDS = 300.0
 """How often a run says anew what it waits for, where only the numbers in it have changed."""
 LEAVE_SECONDS = 20.0
-"""What a pod whose run is over has for ending by itself."""
+"""What a pod whose run is over has for ending by itself, and a run whose pod is over for saying so."""
+BEGIN_SECONDS = 300.0
+"""What a process has for saying that its run has begun: it imports torch, from a disk that many share."""
 
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _log = logging.getLogger("dagster.evaluation.pods")
@@ -98,9 +100,9 @@ class PodWatch:
         """One look: what is there, what should be, and what is done about the difference."""
         runs = {run.run_id: run for run in self._instance.get_runs(dg.RunsFilter(statuses=_ACTIVE))}
         try:
-            seen = self._cluster.runs()
+            seen, now = self._cluster.runs()
             self.heard(runs)
-            self._act(runs, seen)
+            self._act(runs, seen, now)
         except ClusterSilentError as error:
             self.not_heard(runs, str(error))
 
@@ -120,14 +122,12 @@ class PodWatch:
                     run, f"{reason}; the run goes on, and it is asked again for {self._patience.silent:.0f} s"
                 )
 
-    def _act(self, runs: Mapping[str, dg.DagsterRun], seen: Mapping[str, Seen]) -> None:
+    def _act(self, runs: Mapping[str, dg.DagsterRun], seen: Mapping[str, Seen], now: datetime) -> None:
         catalogue = self._catalogue()
         waiting: list[dg.DagsterRun] = []
         busy: dict[str, int] = {}
         for run_id, run in runs.items():
-            found = diagnose(
-                seen.get(run_id, Seen()), datetime.now(UTC), autoscaled=_autoscaled(run, catalogue)
-            )
+            found = diagnose(seen.get(run_id, Seen()), now, autoscaled=_autoscaled(run, catalogue))
             if found.state is State.ABSENT and run.status is dg.DagsterRunStatus.STARTING:
                 waiting.append(run)
                 continue
@@ -136,7 +136,7 @@ class PodWatch:
                 busy[name] = busy.get(name, 0) + count
             self._settle(run, seen.get(run_id, Seen()), found)
         self._start_waiting(waiting, busy, catalogue)
-        self._clean(set(runs), seen)
+        self._clean(set(runs), seen, now)
         for memory in (self._said, self._over_since, self._launched):
             for gone in set(memory) - set(runs) - set(seen):
                 del memory[gone]
@@ -170,7 +170,7 @@ class PodWatch:
 
     def _settle(self, run: dg.DagsterRun, seen: Seen, found: Finding) -> None:
         if run.status is dg.DagsterRunStatus.CANCELING:
-            self._cancel(run, seen)
+            self._cancel(run, seen, found)
         elif found.state is State.WAITING:
             if run.status is dg.DagsterRunStatus.STARTING:
                 self._wait(run, found.reason)
@@ -186,13 +186,20 @@ class PodWatch:
                 Finding(State.FAILED, "its pod has ended and left the run unfinished", Kind.CRASHED),
                 seen,
             )
+        elif run.status is dg.DagsterRunStatus.STARTING:
+            text = (
+                "its pod runs, but the run has not begun: can it reach Dagster's database? its log says more"
+            )
+            self._fail_if_lasting(run, Finding(State.UNABLE, text, Kind.UNABLE), seen, BEGIN_SECONDS)
         else:
             self._over_since.pop(run.run_id, None)
 
-    def _fail_if_lasting(self, run: dg.DagsterRun, found: Finding, seen: Seen) -> None:
-        """A run's last word may come a little later than its pod's end."""
+    def _fail_if_lasting(
+        self, run: dg.DagsterRun, found: Finding, seen: Seen, seconds: float = LEAVE_SECONDS
+    ) -> None:
+        """A run's first and last word may come a little later than its pod's."""
         since = self._over_since.setdefault(run.run_id, time.monotonic())
-        if time.monotonic() - since >= LEAVE_SECONDS:
+        if time.monotonic() - since >= seconds:
             self._fail(run, found, seen)
 
     def _fail(self, run: dg.DagsterRun, found: Finding, seen: Seen | None = None) -> None:
@@ -211,15 +218,15 @@ class PodWatch:
         if seen is not None:
             self._remove(seen, lost=found.kind is Kind.NODE_LOST)
 
-    def _cancel(self, run: dg.DagsterRun, seen: Seen) -> None:
+    def _cancel(self, run: dg.DagsterRun, seen: Seen, found: Finding) -> None:
         if seen.job is None and not seen.pods:
             now = self._instance.get_run_by_id(run.run_id)
             if now is not None and not now.is_finished:
                 self._instance.report_run_canceled(now)
             return
-        self._remove(seen, lost=False)
+        self._remove(seen, lost=found.kind is Kind.NODE_LOST)
 
-    def _clean(self, active: set[str], seen: Mapping[str, Seen]) -> None:
+    def _clean(self, active: set[str], seen: Mapping[str, Seen], now: datetime) -> None:
         """Remove the Jobs of runs that are over, whoever ended them, where a pod is still at work."""
         for run_id, there in seen.items():
             alive = [
@@ -232,14 +239,14 @@ class PodWatch:
                 continue
             since = self._over_since.setdefault(run_id, time.monotonic())
             if time.monotonic() - since >= LEAVE_SECONDS:
-                self._remove(there, lost=_lost(there))
+                self._remove(there, lost=diagnose(there, now).kind is Kind.NODE_LOST)
 
     def _remove(self, seen: Seen, *, lost: bool) -> None:
         if seen.job is not None:
             self._cluster.remove(seen.job["metadata"]["name"])
         for pod in seen.pods:
-            if lost or seen.job is None:
-                self._cluster.bury(pod["metadata"]["name"])
+            if lost or (seen.job is None and "deletionTimestamp" not in pod["metadata"]):
+                self._cluster.end(pod["metadata"]["name"], at_once=lost)
 
     def _wait(self, run: dg.DagsterRun, reason: str) -> None:
         waited = self._waited(run)
@@ -284,7 +291,3 @@ def _is_over(job: Mapping[str, Any]) -> bool:
         condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True"
         for condition in job.get("status", {}).get("conditions") or []
     )
-
-
-def _lost(seen: Seen) -> bool:
-    return diagnose(seen, datetime.now(UTC)).kind is Kind.NODE_LOST
