@@ -117,6 +117,18 @@ def pod(model: str, dataset: str) -> None:
 
 
 @main.command()
+@click.option("--models", default="*", help="name@version, comma-separated; * stands for any text")
+@click.option(
+    "--benchmarks", default="", help="keys, comma-separated; none: all that the models are tracked on"
+)
+def estimate(models: str, benchmarks: str) -> None:
+    """What evaluating would cost on the cluster, before anything is launched."""
+    from eval_assets.pods import print_estimate
+
+    print_estimate(_split(models), _split(benchmarks))
+
+
+@main.command()
 def leaderboard() -> None:
     """Show the leaderboard of everything that is committed."""
     from eval_assets.terminal import show_leaderboard

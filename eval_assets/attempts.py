@@ -20,11 +20,9 @@ from eval_assets.partitions import SUITE, grid
 from eval_assets.reconciling import Failures, Task, Work
 from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
-from resources.pods.tags import AS_IT_IS, DATASETS_TAG, TAKEN_AWAY, ending_of
+from resources.pods.tags import AS_IT_IS, DATASETS_TAG, TAKEN_AWAY, TASKS_TAG, ending_of
 
 WORK_TAG = "eval/work"
-TASKS_TAG = "eval/tasks"
-"""``dataset|model=fingerprint`` of each, comma-separated."""
 PRIORITY_TAG = "dagster/priority"
 FORCE_TAG = "eval/force"
 """On a run: evaluate its cells again although they are committed."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from eval_assets.suite import (
     normalize,
     select_items,
 )
+from eval_assets.suite.items import Item
 from eval_assets.suite.spec import BenchmarkSpec, Chat
 from resources.datasets import read_rows
 from resources.errors import UserError
@@ -87,6 +88,7 @@ def prepare(
             "spec": spec.model_dump(mode="json", exclude_defaults=True),
             "source_signature": signature,
             "items": len(normalized.items),
+            "characters": _characters(normalized.items),
             "groups": len(groups),
             "warnings": list(normalized.warnings),
         },
@@ -112,6 +114,14 @@ def prepare(
             ),
         },
     )
+
+
+def _characters(items: Sequence[Item]) -> int:
+    """Characters that a model reads and writes; what items share counts once, as the engine reads it."""
+    shared = {item.description for item in items}
+    shared |= {f"{example.query} {example.answer}" for item in items for example in item.examples}
+    own = sum(len(i.query) + sum(map(len, i.choices)) + sum(map(len, i.references[:1])) for i in items)
+    return own + sum(map(len, shared))
 
 
 def is_current(spec: BenchmarkSpec, store: ResultsStore) -> bool:

@@ -5,6 +5,7 @@ known of models) and ``EVAL_ACCELERATORS`` (what the cluster offers).
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -19,8 +20,10 @@ from dagster_k8s.job import get_job_name_from_run_id
 from resources.errors import TransientError, UserError
 from resources.pods.catalogue import Catalogue, load_catalogue
 from resources.pods.cluster import TIMEOUT, Cluster
+from resources.pods.costing import Estimate, check_budget, estimate_all
 from resources.pods.planning import Plan, of_people, plan_pod, purpose_of
 from resources.pods.watch import Patience, PodWatch
+from resources.registries import ModelVersion
 from resources.results import ResultsStore
 from resources.settings import Settings
 
@@ -173,13 +176,29 @@ def plan_of_run(run: dg.DagsterRun, instance: dg.DagsterInstance, settings: Sett
     does not answer.
     """
     try:
-        store = ResultsStore(settings.store)
+        store, catalogue = ResultsStore(settings.store), catalogue_of(settings)
         purpose = purpose_of(run, store.model_versions())
-        return plan_pod(purpose, catalogue_of(settings), store, instance, of_people(run, instance))
+        plan = plan_pod(purpose, catalogue, store, instance, of_people(run, instance))
+        expected = _expected(plan, catalogue, store, settings.limit)
+        check_budget(expected, settings.budget, store, f"run {run.run_id[:8]} ({', '.join(purpose.models)})")
+        return replace(plan, cost=sum(entry.cost or 0.0 for entry in expected) if expected else None)
     except UserError:
         raise
     except Exception as error:  # an object store's client raises what it likes
         raise TransientError(f"the pod of run {run.run_id[:8]} can't be sized now: {error!r}") from error
+
+
+def _expected(plan: Plan, catalogue: Catalogue, store: ResultsStore, limit: int | None) -> list[Estimate]:
+    """What the run's pod takes, as far as its models and benchmarks are known."""
+    if plan.size.price is None:
+        return []
+    known = [dataset for dataset in plan.purpose.datasets if store.benchmark(dataset) is not None]
+    records = [record for key in plan.purpose.models if (record := store.model_version(key)) is not None]
+    return [
+        entry
+        for record in records
+        for entry in estimate_all(known, ModelVersion.from_dict(record), plan.size, catalogue, store, limit)
+    ]
 
 
 def _job_name(run_id: str) -> str:

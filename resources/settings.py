@@ -47,6 +47,7 @@ class Settings:
     queue_timeout: int
     cluster_patience: int
     pod: Mapping[str, Any] | None
+    budget: float | None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -83,6 +84,15 @@ class Settings:
                     "correct it or unset it"
                 )
             return int(number * 2**30)
+
+        def amount(field: str) -> float | None:
+            try:
+                number = float(text(field)) if text(field) else None
+            except ValueError:
+                number = -1.0
+            if number is not None and not 0 <= number < float("inf"):
+                raise UserError(f"{VARIABLES[field].name}={text(field)!r}: expected an amount like 250")
+            return number
 
         def yes_or_no(field: str) -> bool:
             if text(field) not in ("yes", "no"):
@@ -168,6 +178,7 @@ class Settings:
             queue_timeout=whole_number("queue_timeout"),
             cluster_patience=whole_number("cluster_patience"),
             pod=pod(),
+            budget=amount("budget"),
         )
 
 
@@ -254,6 +265,11 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "cluster_patience": Variable(
         "EVAL_CLUSTER_PATIENCE", "600", "seconds for which a Kubernetes API may be silent before runs fail"
+    ),
+    "budget": Variable(
+        "EVAL_BUDGET",
+        "",
+        "most that a month's evaluations may cost, in the unit of EVAL_ACCELERATORS' prices",
     ),
     "pod": Variable("EVAL_POD", "", "what a run's pod is, for its records; set by the run launcher only"),
 }

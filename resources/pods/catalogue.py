@@ -34,7 +34,8 @@ class AcceleratorClass(Nodes):
     Allocation instead. `memory_gib` is of one device. A pod may have up to `per_pod` of them, beside `cores`
     and `host_memory_gib` for each. `capacity` is how many devices there are in all, as far as they are ours:
     runs beyond it wait in Dagster instead of as pods. `autoscaled`: nodes may be added for a pod that
-    waits. `spot`: nodes that can be taken away; they are tried first.
+    waits. `tflops` is a device's dense peak in the dtype of most weights, for the first estimate of a model's
+    cost. `spot`: nodes that can be taken away; they are tried first.
     """
 
     resource: Text | None = None
@@ -43,6 +44,7 @@ class AcceleratorClass(Nodes):
     per_pod: Count = 1
     cores: Positive = 4
     host_memory_gib: Positive = 32
+    tflops: Positive = 50
     capacity: Count | None = None
     autoscaled: bool = False
     spot: Nodes | None = None

@@ -24,12 +24,14 @@ from resources.pods.sizing import (
 )
 from resources.pods.tags import (
     CLASS_TAG,
+    COST_TAG,
     COUNT_TAG,
     DATASETS_TAG,
     DTYPE_TAG,
     MODEL_TAG,
     POD_TAG,
     TAKEN_AWAY,
+    TASKS_TAG,
     TEAM_TAG,
     Kind,
     ending_of,
@@ -51,8 +53,7 @@ class Purpose:
     """What a run is for, as its pod sees it. Without `models` nothing is evaluated, but fetched or judged."""
 
     models: tuple[str, ...] = ()
-    dataset: str = ""
-    cells: int = 1
+    datasets: tuple[str, ...] = ()
     priority: int = 0
     team: str = ""
     dtype: str = "auto"
@@ -66,6 +67,7 @@ class Plan:
     size: PodSize
     config: Config
     person: Config
+    cost: float | None = None
 
     def tags(self, run_id: str) -> dict[str, str]:
         """Tags for the run: people and the queue read them, and Dagster makes the Job from them."""
@@ -83,6 +85,8 @@ class Plan:
             CLASS_TAG: self.size.accelerator,
             COUNT_TAG: str(self.size.count),
         }
+        if self.cost is not None:
+            tags[COST_TAG] = f"{self.cost:.4f}"
         if len(self.purpose.models) == 1:
             tags[MODEL_TAG] = self.purpose.models[0]
         return tags
@@ -104,7 +108,8 @@ def purpose_of(run: dg.DagsterRun, known: Iterable[str] = ()) -> Purpose:
         config = ops.get("evaluate_named", {}).get("config", {})
         patterns = [pattern for pattern in config.get("models", []) if isinstance(pattern, str)]
         models = [key for key in known if any(fnmatchcase(key, pattern) for pattern in patterns)]
-        return replace(nothing, models=tuple(models or patterns), cells=len(models or patterns))
+        datasets = [name for name in config.get("benchmarks", []) if isinstance(name, str)]
+        return replace(nothing, models=tuple(models or patterns), datasets=tuple(datasets))
     if dg.AssetKey(_ASSET) not in (run.asset_selection or ()) and run.job_name != "evaluate_models":
         return nothing
     start = tags.get(_SINGLE) or tags.get(_RANGE[0], "")
@@ -115,8 +120,15 @@ def purpose_of(run: dg.DagsterRun, known: Iterable[str] = ()) -> Purpose:
             f"run {run.run_id[:8]} evaluates no partition, or several models ({start} to {end}): launch one "
             "run a model, so that its pod can be as large as that model needs"
         )
-    datasets = tags.get(DATASETS_TAG, "").split(",")
-    return replace(nothing, models=(model,), dataset=dataset if start == end else "", cells=len(datasets))
+    return replace(nothing, models=(model,), datasets=_datasets(tags, dataset, end.partition("|")[0]))
+
+
+def _datasets(tags: Mapping[str, str], first: str, last: str) -> tuple[str, ...]:
+    """The datasets of a row: as whoever requested it says, or the ends of its range."""
+    if tags.get(DATASETS_TAG):
+        return tuple(tags[DATASETS_TAG].split(","))
+    tasks = [task.partition("|")[0] for task in tags.get(TASKS_TAG, "").split(",") if task]
+    return tuple(dict.fromkeys([name for name in tasks if name] or [first, last]))
 
 
 def experience_of(model: str, store: ResultsStore, instance: dg.DagsterInstance | None) -> Experience:
@@ -176,7 +188,7 @@ def plan_pod(
                     catalogue,
                     experience_of(key, store, instance),
                     dtype=purpose.dtype,
-                    cells=purpose.cells,
+                    cells=max(len(purpose.datasets), 1) * len(purpose.models),
                 )
             )
         size = largest(sizes)
@@ -184,7 +196,7 @@ def plan_pod(
         size = size_of_fetching(catalogue)
     labels = {
         "model": purpose.models[0] if len(purpose.models) == 1 else "",
-        "dataset": purpose.dataset,
+        "dataset": purpose.datasets[0] if len(purpose.datasets) == 1 else "",
         "team": purpose.team,
         "class": size.accelerator,
     }

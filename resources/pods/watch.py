@@ -24,6 +24,8 @@ from resources.pods.queueing import Waiting, admit
 from resources.pods.tags import AS_IT_IS, CLASS_TAG, COUNT_TAG, ENDED_TAG, Kind, is_planned
 
 LOOK_SECONDS = 5.0
+BUSY_SECONDS = 1.0
+"""Between two looks where runs wait for devices that others have: they would be idle until the next."""
 SAY_SECONDS = 300.0
 """How often a run says anew what it waits for, where only the numbers in it have changed."""
 LEAVE_SECONDS = 20.0
@@ -64,6 +66,7 @@ class PodWatch:
         self._said: dict[str, tuple[str, float]] = {}
         self._over_since: dict[str, float] = {}
         self._launched: dict[str, float] = {}
+        self._queue = False
 
     def start(self) -> None:
         """Look from now on; once is enough."""
@@ -88,7 +91,7 @@ class PodWatch:
                 self.look()
             except Exception:  # the next look may succeed, and without one every run would stand still
                 _log.exception("a look at the pods failed")
-            self._wake.wait(LOOK_SECONDS)
+            self._wake.wait(BUSY_SECONDS if self._queue else LOOK_SECONDS)
             self._wake.clear()
 
     @property
@@ -152,6 +155,7 @@ class PodWatch:
             Waiting(run.run_id, *_devices(run), _priority(run), self._waited(run)) for run in planned.values()
         ]
         admitted, reasons = admit(queued, busy, catalogue)
+        self._queue = bool(reasons)
         for run_id in admitted:
             self._try(self._create, planned[run_id])
         for run_id, reason in reasons.items():

@@ -76,9 +76,11 @@ class Lab:
         self.began = datetime.now(UTC)
 
     @contextmanager
-    def daemon(self, stops: Sequence[signal.Signals] = STOPS) -> Iterator[None]:
+    def daemon(
+        self, stops: Sequence[signal.Signals] = STOPS, workspace: str = "workspace.yaml"
+    ) -> Iterator[None]:
         """Dagster's webserver, daemon and code location, ended by `stops`."""
-        with dagster_dev(self.folder / f"dagster-{time.time_ns()}.log", stops) as url:
+        with dagster_dev(self.folder / f"dagster-{time.time_ns()}.log", stops, workspace) as url:
             self.url = url
             yield
 

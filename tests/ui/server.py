@@ -11,7 +11,9 @@ from tests.servers import STOPS, free_port, serving
 
 
 @contextmanager
-def dagster_dev(log: Path, stops: Sequence[signal.Signals] = STOPS) -> Iterator[str]:
+def dagster_dev(
+    log: Path, stops: Sequence[signal.Signals] = STOPS, workspace: str = "workspace.yaml"
+) -> Iterator[str]:
     """Webserver, daemon and code server with this process's environment; yields the UI's address.
 
     At the end all of them get the signals `stops`, one after the other until they are gone.
@@ -19,6 +21,6 @@ def dagster_dev(log: Path, stops: Sequence[signal.Signals] = STOPS) -> Iterator[
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     dagster = Path(sys.executable).with_name("dagster")
-    command: list[str | Path] = [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
+    command: list[str | Path] = [dagster, "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
     with serving(command, f"{url}/server_info", log, folder=ROOT, stops=stops):
         yield url

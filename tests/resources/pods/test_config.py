@@ -97,7 +97,7 @@ def _legal(text: str) -> bool:
 def test_every_name_makes_a_valid_job(key: str, dataset: str, team: str) -> None:
     """A model's name comes from outside: it must never become an object that the API refuses."""
     size = size_of_evaluating(model(8e9), catalogue())
-    purpose = Purpose((key,), dataset, team=team)
+    purpose = Purpose((key,), (dataset,), team=team)
     made = pod_config(size, catalogue(), labels={"model": key, "dataset": dataset, "team": team})
     content = job(Plan(purpose, size, merged(made, {}), {}))
     for labels in (content["metadata"]["labels"], content["spec"]["template"]["metadata"]["labels"]):

@@ -26,10 +26,10 @@ def run(job: str = "evaluate_models", config: Any = None, assets: Any = None, **
 
 def test_a_cell_a_row_and_a_cell_of_a_backfill_are_for_their_model() -> None:
     cell = purpose_of(run(dagster__partition="squad|org/m@1"))
-    assert (cell.models, cell.dataset, cell.cells) == (("org/m@1",), "squad", 1)
+    assert (cell.models, cell.datasets) == (("org/m@1",), ("squad",))
     tags = {START: "arc|m@1", END: "squad|m@1", "eval/datasets": "arc,gsm8k,squad", "dagster/priority": "-10"}
     row = purpose_of(dg.DagsterRun(job_name="evaluate_models", tags=tags))
-    assert (row.models, row.dataset, row.cells, row.priority) == (("m@1",), "", 3, -10)
+    assert (row.models, row.datasets, row.priority) == (("m@1",), ("arc", "gsm8k", "squad"), -10)
     assets = frozenset({dg.AssetKey("evaluation")})
     backfill = purpose_of(run("__ASSET_JOB", assets=assets, dagster__partition="squad|m@1"))
     assert backfill.models == ("m@1",)

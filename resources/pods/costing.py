@@ -1,0 +1,131 @@
+"""What evaluations will cost, what they have cost this month, and the budget (``EVAL_BUDGET``)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from resources.errors import UserError
+from resources.keys import ModelKey, path_segment
+from resources.pods.catalogue import CPU, Catalogue
+from resources.pods.sizing import PodSize
+from resources.registries import ModelVersion
+from resources.results import ResultsStore
+
+START_SECONDS = 60.0
+"""A pod that is scheduled, pulled and started, and its imports."""
+LOAD_BYTES = 1e9
+"""Bytes of weights that are read a second."""
+UTILIZATION = 0.3
+"""Of an accelerator's peak, over a whole evaluation."""
+CPU_TFLOPS = 0.08
+"""That a core gets done, float32 with AVX2: measured."""
+CHARACTERS_A_TOKEN = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of a pod and, where its class has a price, what they cost; `basis` says what that rests on."""
+
+    dataset: str
+    seconds: float
+    cost: float | None
+    basis: str
+
+
+def estimate(
+    dataset: str,
+    model: ModelVersion,
+    size: PodSize,
+    catalogue: Catalogue,
+    store: ResultsStore,
+    limit: int | None,
+) -> Estimate:
+    """The pod's time for one cell: as the model's last evaluation there took; without one, by its FLOPs.
+
+    Two FLOPs a parameter and token, at `UTILIZATION` of the peak that the catalogue says.
+
+    Raises UserError for a benchmark that was never prepared.
+    """
+    benchmark = store.benchmark(dataset)
+    if benchmark is None:
+        raise UserError(
+            f"benchmark {dataset} is not prepared yet: run 'make evaluate' or the job prepare_benchmarks"
+        )
+    items = min(int(benchmark["items"]), limit or int(benchmark["items"]))
+    before = _latest(dataset, ModelKey.parse(model.key).name, size.accelerator, store)
+    if before is not None:
+        seconds = _wall_seconds(before) * items / max(int(before["samples"]), 1)
+        basis = f"{before['model']} took {_wall_seconds(before):.0f} s for {before['samples']} items"
+    else:
+        share = items / max(int(benchmark["items"]), 1)
+        tokens = int(benchmark.get("characters", 0)) * share / CHARACTERS_A_TOKEN
+        seconds = 2.0 * model.parameters * tokens / _flops(size, catalogue)
+        basis = f"no evaluation there yet: {tokens:,.0f} tokens by their characters"
+    return Estimate(dataset, seconds, _cost(size, seconds), basis)
+
+
+def overhead(model: ModelVersion, size: PodSize) -> Estimate:
+    """What a pod takes besides evaluating: it is started and loads the weights, once for all its cells."""
+    seconds = START_SECONDS + model.weight_bytes / LOAD_BYTES
+    return Estimate("", seconds, _cost(size, seconds), "start of the pod, weights")
+
+
+def estimate_all(
+    datasets: Sequence[str],
+    model: ModelVersion,
+    size: PodSize,
+    catalogue: Catalogue,
+    store: ResultsStore,
+    limit: int | None,
+) -> list[Estimate]:
+    """The estimates of a pod that evaluates a model on these benchmarks, what it takes besides first."""
+    cells = [estimate(dataset, model, size, catalogue, store, limit) for dataset in datasets]
+    return [overhead(model, size), *cells]
+
+
+def check_budget(expected: Sequence[Estimate], budget: float | None, store: ResultsStore, what: str) -> None:
+    """Raise UserError where this month's evaluations and the expected ones together are over the budget."""
+    costs = [entry.cost for entry in expected if entry.cost is not None]
+    if budget is None or not costs:
+        return
+    spent = spent_this_month(store)
+    if spent + sum(costs) > budget:
+        raise UserError(
+            f"{what} is estimated at {sum(costs):.2f}, and {spent:.2f} of this month's {budget:.2f} are "
+            "spent (EVAL_BUDGET): raise it, evaluate fewer items (EVAL_LIMIT), or wait for the next month"
+        )
+
+
+def spent_this_month(store: ResultsStore) -> float:
+    """The cost of the evaluations that ended in this calendar month (UTC)."""
+    month = f"{datetime.now(UTC):%Y-%m}"
+    records = (record for _, record in store.json_files("evaluations/*/*/*/evaluation.json"))
+    return sum(
+        float(r.get("cost") or 0.0) for r in records if str(r.get("finished_at", "")).startswith(month)
+    )
+
+
+def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> Mapping[str, Any] | None:
+    pattern = f"evaluations/{path_segment(dataset)}/{path_segment(name)}@*/*/evaluation.json"
+    found = [
+        record
+        for _, record in store.json_files(pattern)
+        if (record.get("accelerator_class") or CPU) == accelerator and record.get("samples")
+    ]
+    return max(found, key=lambda record: str(record.get("finished_at")), default=None)
+
+
+def _wall_seconds(record: Mapping[str, Any]) -> float:
+    began, ended = (datetime.fromisoformat(record[name]) for name in ("started_at", "finished_at"))
+    return (ended - began).total_seconds()
+
+
+def _flops(size: PodSize, catalogue: Catalogue) -> float:
+    if size.accelerator == CPU:
+        return size.cores * CPU_TFLOPS * 1e12
+    return catalogue.accelerators[size.accelerator].tflops * size.count * UTILIZATION * 1e12
+
+
+def _cost(size: PodSize, seconds: float) -> float | None:
+    return None if size.price is None else size.price * seconds / 3600
