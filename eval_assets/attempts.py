@@ -117,6 +117,8 @@ _BUSY, _TRANSIENT, _PERMANENT = "busy", "transient", "permanent"
 
 
 def _failed(run: dg.DagsterRun) -> dict[Task, tuple[str, str]]:
+    if run.tags.get("dagster/will_retry") == "true":
+        return {}  # Dagster tries it again by itself: what becomes of that run counts
     tasks = tasks_of(run)
     if run.status is dg.DagsterRunStatus.CANCELED:
         return dict.fromkeys(tasks, (_PERMANENT, f"run {run.run_id[:8]} was cancelled"))

@@ -45,7 +45,7 @@ class RegisterConfig(dg.Config):
     models: list[str] = Field(default_factory=list)
 
 
-@dg.op(tags={"kind": "registry"})
+@dg.op(tags={"kind": "registry"}, pool="registry")
 def register_versions(
     context: dg.OpExecutionContext,
     config: RegisterConfig,

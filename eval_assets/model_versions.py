@@ -26,6 +26,7 @@ CODE_VERSION = "1"
     kinds={"huggingface", "safetensors"},
     owners=["team:evaluation"],
     tags={"stage": "inputs"},
+    pool="registry",
 )
 def model_version(
     context: dg.AssetExecutionContext,

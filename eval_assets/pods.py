@@ -28,8 +28,8 @@ def pod_tags(entry: TrackedModels) -> dict[str, str]:
 def print_pod(model: str, dataset: str) -> None:
     """Print the Job for evaluating a model version, and why it is that large.
 
-    Raises UserError for a model that nothing is known of, an unknown benchmark, and a model that no class of
-    the catalogue has room for.
+    Raises UserError for a model that EVAL_MODELS does not track, an unknown benchmark, and a model that no
+    class of the catalogue has room for.
     """
     # The sensor imports this module, too, and needs neither.
     from eval_assets.runs import Runs

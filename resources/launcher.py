@@ -22,7 +22,8 @@ from resources.pods.catalogue import Catalogue, load_catalogue
 from resources.pods.cluster import TIMEOUT, Cluster
 from resources.pods.costing import Estimate, check_budget, estimate_all
 from resources.pods.planning import Plan, of_people, plan_pod, purpose_of
-from resources.pods.watch import Patience, PodWatch
+from resources.pods.tags import Kind
+from resources.pods.watch import Patience, PodWatch, fail_run
 from resources.registries import ModelVersion
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -65,8 +66,7 @@ class EvaluationRunLauncher(K8sRunLauncher):
         except TransientError as error:  # the watch tries it again
             _log.warning("%s", error)
         except UserError as error:
-            self._instance.add_run_tags(run.run_id, {"dagster/max_retries": "0"})
-            self._instance.report_run_failed(run, str(error))
+            fail_run(self._instance, run, Kind.UNABLE, str(error))
             return
         self.watch_pods().wake()
 
@@ -165,8 +165,14 @@ class _OneTry(DagsterKubernetesClient):
 
 
 def catalogue_of(settings: Settings) -> Catalogue:
-    """What the cluster offers; without ``EVAL_ACCELERATORS`` only CPUs. Raises UserError for a wrong file."""
-    return load_catalogue(settings.accelerators) if settings.accelerators is not None else Catalogue()
+    """What the cluster offers; without ``EVAL_ACCELERATORS`` only CPUs.
+
+    Raises TransientError for a mistake in the file: runs wait until it is put right.
+    """
+    try:
+        return load_catalogue(settings.accelerators) if settings.accelerators is not None else Catalogue()
+    except UserError as error:
+        raise TransientError(str(error)) from None
 
 
 def plan_of_run(run: dg.DagsterRun, instance: dg.DagsterInstance, settings: Settings) -> Plan:

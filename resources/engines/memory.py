@@ -142,6 +142,11 @@ def in_use(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def most_in_use(device: torch.device) -> int:
+    """As `in_use`, but on CUDA, which keeps count, the most that there was."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else in_use(device)
+
+
 def free(device: torch.device) -> int:
     """Bytes that the process may still take: of the device, of the container, of its own limit."""
     if device.type == "cuda":

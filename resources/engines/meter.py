@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from resources.engines import Step
-from resources.engines.memory import Memory, PeakMeter, in_use
+from resources.engines.memory import Memory, PeakMeter, most_in_use
 
 _MEASURED_BATCHES = 4
 
@@ -63,4 +63,6 @@ class Meter:
         sequences: int,
     ) -> None:
         """Pass on what a pass did that was timed elsewhere."""
-        self._listener(Step(phase, seconds, prompt_tokens, output_tokens, sequences, in_use(self._device)))
+        self._listener(
+            Step(phase, seconds, prompt_tokens, output_tokens, sequences, most_in_use(self._device))
+        )

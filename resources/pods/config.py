@@ -144,9 +144,16 @@ def merged(computed: Mapping[str, Any], person: Mapping[str, Any]) -> Config:
 
     Lists of things that have a name (``env``, ``volumes``) are merged by it, other lists are joined. Where a
     person names an accelerator, the computed one is dropped; where only one of request and limit is named,
-    the other follows. Both may be spelled as Python or as YAML has it. Raises UserError for a wrong field.
+    the other follows. Both may be spelled as Python or as YAML has it.
+
+    Raises UserError for a wrong field, and for what would give whoever may launch runs more than a size:
+    Secrets, the node's files, another run's labels.
     """
     computed, person = _as_python(computed), _as_python(person)
+    _refuse_more_than_size(person)
+    if "env" in person.get("container_config", {}):  # of a run before, whose tag was edited
+        own = [entry for entry in person["container_config"]["env"] if entry["name"] != POD_VARIABLE]
+        person = {**person, "container_config": {**person["container_config"], "env": own}}
     result = _merge(computed, person)
     resources = person.get("container_config", {}).get("resources", {})
     if not resources:
@@ -165,6 +172,29 @@ def merged(computed: Mapping[str, Any], person: Mapping[str, Any]) -> Config:
             if name not in resources.get(other, {}) and name in ours.get(other, {}):
                 ours[other][name] = value
     return result
+
+
+_VOLUMES = {"name", "empty_dir", "persistent_volume_claim", "config_map", "ephemeral"}
+_OUR_LABELS = ("dagster/", "evaluation/role", "app.kubernetes.io/", "job-name", "batch.kubernetes.io/")
+
+
+def _refuse_more_than_size(person: Config) -> None:
+    tag = f"tag {USER_DEFINED_K8S_CONFIG_KEY}"
+    container = person.get("container_config", {})
+    if "env_from" in container or any("value_from" in entry for entry in container.get("env", [])):
+        raise UserError(
+            f"{tag}: a run's tag may set variables, but not take them from Secrets; use dagster.yaml"
+        )
+    for volume in person.get("pod_spec_config", {}).get("volumes", []):
+        other = sorted(set(volume) - _VOLUMES)
+        if other:
+            raise UserError(
+                f"{tag}: a run's tag may mount no volume of the kind {other[0]}; use dagster.yaml"
+            )
+    for section in ("pod_template_spec_metadata", "job_metadata"):
+        for label in person.get(section, {}).get("labels", {}):
+            if label.startswith(_OUR_LABELS):
+                raise UserError(f"{tag}: the label {label} is the launcher's own; choose another name")
 
 
 def _as_python(config: Mapping[str, Any]) -> Config:

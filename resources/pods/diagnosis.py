@@ -114,6 +114,8 @@ def _pod_over(pod: Object, now: datetime) -> Finding | None:
         return Finding(State.FAILED, f"it ran longer than its deadline of {seconds} s", Kind.DEADLINE)
     if disrupted is not None and disrupted.get("reason") == "DeletionByTaintManager":
         return Finding(State.FAILED, f"its node {_node(pod)} was lost", Kind.NODE_LOST)
+    if status.get("reason") == "Evicted" and "exceeds" in str(status.get("message")):
+        return Finding(State.FAILED, _line(status["message"]), Kind.OUT_OF_STORAGE)
     if disrupted is not None or status.get("reason") in (
         "Evicted",
         "Preempting",

@@ -135,9 +135,16 @@ def experience_of(model: str, store: ResultsStore, instance: dg.DagsterInstance 
     """What finished evaluations of a model took, and how its pods ended in the last 90 days."""
     found: dict[str, float] = {}
     for _, record in store.json_files(f"evaluations/*/{path_segment(model)}/*/evaluation.json"):
-        where = "device_peak" if record.get("engine", {}).get("device", "cpu") != "cpu" else "host_peak"
-        peak = record.get("peak_device_bytes") if where == "device_peak" else record.get("peak_memory_bytes")
-        for name, value in ((where, peak), ("seconds", sum(record.get("seconds", {}).values()))):
+        on_device = record.get("engine", {}).get("device", "cpu") != "cpu"
+        peak = record.get("peak_device_bytes" if on_device else "peak_memory_bytes")
+        if on_device and (record.get("accelerator_count") or 1) > 1:
+            peak = None  # of the first of several devices: it says little of what all of them need
+        computed = (
+            record.get("samples", 0) - record.get("samples_resumed", 0) - record.get("samples_taken_over", 0)
+        )
+        seconds = sum(record.get("seconds", {}).values())
+        whole = seconds / computed * record.get("items_available", computed) if computed > 0 else 0.0
+        for name, value in (("device_peak" if on_device else "host_peak", peak), ("seconds", whole)):
             if value:
                 found[name] = max(found.get(name, 0), value)
     killed, evictions = _endings(model, instance) if instance is not None else (None, 0)

@@ -22,6 +22,8 @@ DEVICE_GIB = 1.0
 """What a CUDA or ROCm context takes of each device before anything is computed."""
 PROCESS_GIB = 2.5
 """Python, torch, Dagster, the metric models and the samples of a benchmark, in the host's memory."""
+STORAGE_GIB = 8
+"""Of the node's disk: logs, and what libraries put into /tmp."""
 CACHED_TOKENS = {False: 32_768, True: 65_536}
 """Planned room for keys and values, in tokens, on a CPU and on an accelerator (`engines.memory`)."""
 BATCH_TOKENS = {False: 2_048, True: 8_192}
@@ -40,7 +42,7 @@ class Experience:
     `host_peak` and `device_peak` are what finished evaluations took, `host_killed` what a pod had that was
     killed for want of memory; None where that never happened. (A device that is full kills nothing: the
     engine takes smaller batches.) `evictions`: how often in a row its pods were evicted. `seconds`: the
-    longest that one evaluation of a cell has taken.
+    longest that one evaluation of a cell would have taken on all its items.
     """
 
     host_peak: int | None = None
@@ -79,7 +81,7 @@ _LATE = 5.0
 
 def size_of_fetching(catalogue: Catalogue, model_bytes: int | None = None) -> PodSize:
     """A pod that fetches, measures or judges: never on an accelerator, and small."""
-    storage = 2 * GIB + (0 if catalogue.shared_cache or model_bytes is None else model_bytes)
+    storage = STORAGE_GIB * GIB + (0 if catalogue.shared_cache or model_bytes is None else model_bytes)
     return PodSize(
         CPU, 0, min(2.0, catalogue.cpu.cores), min(4, int(catalogue.cpu.memory_gib)) * GIB, storage,
         spot=False, price=_price(catalogue.cpu, 2.0), deadline_seconds=_UNKNOWN_DEADLINE_SECONDS,
@@ -229,11 +231,19 @@ def _unknown(catalogue: Catalogue, deadline: int) -> PodSize:
         memory = int(cpu.memory_gib * GIB)
         price = _price(cpu, cpu.cores)
         return PodSize(
-            CPU, 0, cpu.cores, memory, 2 * GIB, spot=False, price=price, deadline_seconds=deadline, why=why
+            CPU,
+            0,
+            cpu.cores,
+            memory,
+            STORAGE_GIB * GIB,
+            spot=False,
+            price=price,
+            deadline_seconds=deadline,
+            why=why,
         )
     offer = catalogue.accelerators[catalogue.unknown]
     return PodSize(
-        catalogue.unknown, 1, offer.cores, int(offer.host_memory_gib * GIB), 2 * GIB, spot=False,
+        catalogue.unknown, 1, offer.cores, int(offer.host_memory_gib * GIB), STORAGE_GIB * GIB, spot=False,
         price=_price(offer, 1), deadline_seconds=deadline, why=why,
     )  # fmt: skip
 
@@ -249,7 +259,7 @@ def _price(offer: Offer, amount: float, *, spot: bool = False) -> float | None:
 
 
 def _storage(model: ModelVersion, catalogue: Catalogue) -> int:
-    return 2 * GIB + (0 if catalogue.shared_cache else int(model.weight_bytes * (1 + MARGIN)))
+    return STORAGE_GIB * GIB + (0 if catalogue.shared_cache else int(model.weight_bytes * (1 + MARGIN)))
 
 
 def _deadline(known: Experience, cells: int) -> int:

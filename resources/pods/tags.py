@@ -29,13 +29,14 @@ class Kind(StrEnum):
     EVICTED = "evicted"
     NODE_LOST = "node lost"
     DEADLINE = "deadline"
+    OUT_OF_STORAGE = "out of storage"
     CRASHED = "crashed"
     UNABLE = "unable to start"
 
 
 TAKEN_AWAY = (Kind.EVICTED, Kind.NODE_LOST)
 """The cluster's doing: no failure of the run."""
-AS_IT_IS = (Kind.UNABLE, Kind.DEADLINE)
+AS_IT_IS = (Kind.UNABLE,)
 """Trying again as it is changes nothing."""
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -126,7 +127,7 @@ class PodWatch:
                 )
 
     def _act(self, runs: Mapping[str, dg.DagsterRun], seen: Mapping[str, Seen], now: datetime) -> None:
-        catalogue = self._catalogue()
+        catalogue, wrong = self._read_catalogue()
         waiting: list[dg.DagsterRun] = []
         busy: dict[str, int] = {}
         for run_id, run in runs.items():
@@ -137,12 +138,23 @@ class PodWatch:
             if found.state in (State.WAITING, State.RUNNING):
                 name, count = _devices(run)
                 busy[name] = busy.get(name, 0) + count
-            self._settle(run, seen.get(run_id, Seen()), found)
-        self._start_waiting(waiting, busy, catalogue)
+            self._try(partial(self._settle, seen=seen.get(run_id, Seen()), found=found), run)
+        if wrong:
+            for run in waiting:
+                self._wait(run, wrong)
+        else:
+            self._start_waiting(waiting, busy, catalogue)
         self._clean(set(runs), seen, now)
         for memory in (self._said, self._over_since, self._launched):
             for gone in set(memory) - set(runs) - set(seen):
                 del memory[gone]
+
+    def _read_catalogue(self) -> tuple[Catalogue, str]:
+        """The catalogue, or what is wrong with its file; runs that have their pods don't suffer from that."""
+        try:
+            return self._catalogue(), ""
+        except UserError as error:
+            return Catalogue(), str(error)
 
     def _start_waiting(
         self, waiting: list[dg.DagsterRun], busy: Mapping[str, int], catalogue: Catalogue
@@ -162,7 +174,7 @@ class PodWatch:
             self._wait(planned[run_id], reason)
 
     def _try(self, step: Callable[[dg.DagsterRun], None], run: dg.DagsterRun) -> None:
-        """Take a step for a run that waits: one that fails for now leaves it waiting."""
+        """Take a step for one run, whose trouble is not the others': a failure for now leaves it waiting."""
         try:
             step(run)
         except ClusterSilentError:
@@ -171,6 +183,10 @@ class PodWatch:
             self._wait(run, str(error))
         except UserError as error:
             self._fail(run, Finding(State.UNABLE, str(error), Kind.UNABLE))
+        except Exception as error:  # the database for a moment, or what dagster-k8s refuses for good
+            _log.warning("run %s", run.run_id, exc_info=True)
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self._fail_if_lasting(run, Finding(State.UNABLE, text, Kind.UNABLE), Seen())
 
     def _settle(self, run: dg.DagsterRun, seen: Seen, found: Finding) -> None:
         if run.status is dg.DagsterRunStatus.CANCELING:
@@ -207,18 +223,8 @@ class PodWatch:
             self._fail(run, found, seen)
 
     def _fail(self, run: dg.DagsterRun, found: Finding, seen: Seen | None = None) -> None:
-        now = self._instance.get_run_by_id(run.run_id)
-        if now is None or now.is_finished:
+        if not fail_run(self._instance, run, found.kind, found.reason, found.memory):
             return
-        ended: dict[str, Any] = {"run": run.run_id, "kind": found.kind, "reason": found.reason}
-        if found.memory is not None:
-            ended["memory"] = found.memory
-        tags = {ENDED_TAG: json.dumps(ended)}
-        if found.kind in AS_IT_IS:
-            tags["dagster/max_retries"] = "0"
-        self._instance.add_run_tags(run.run_id, tags)
-        text = f"{found.kind}: {found.reason}" if found.kind is not None else found.reason
-        self._instance.report_run_failed(now, text)
         if seen is not None:
             self._remove(seen, lost=found.kind is Kind.NODE_LOST)
 
@@ -272,6 +278,28 @@ class PodWatch:
 
     def _say(self, run: dg.DagsterRun, text: str) -> None:
         self._instance.report_engine_event(text, run)
+
+
+def fail_run(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    kind: Kind | None,
+    reason: str,
+    memory: int | None = None,
+) -> bool:
+    """Fail a run that isn't over, with its reason for people and for those who try again; whether it did."""
+    now = instance.get_run_by_id(run.run_id)
+    if now is None or now.is_finished:
+        return False
+    ended: dict[str, Any] = {"run": run.run_id, "kind": kind, "reason": reason}
+    if memory is not None:
+        ended["memory"] = memory
+    tags = {ENDED_TAG: json.dumps(ended)}
+    if kind in AS_IT_IS:
+        tags["dagster/max_retries"] = "0"
+    instance.add_run_tags(run.run_id, tags)
+    instance.report_run_failed(now, f"{kind}: {reason}" if kind is not None else reason)
+    return True
 
 
 def _devices(run: dg.DagsterRun) -> tuple[str, int]:

@@ -289,13 +289,12 @@ def test_the_rights_are_those_that_are_used() -> None:
     }
     assert roles == {
         "evaluation-daemon": {
-            *(("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")),
-            ("jobs/status", "get"),
-            *(("pods", verb) for verb in ("get", "list", "watch", "delete")),
+            *(("jobs", verb) for verb in ("create", "get", "list", "delete")),
+            *(("pods", verb) for verb in ("get", "list", "delete")),
             ("pods/log", "get"),
             ("events", "list"),
         },
-        "evaluation-webserver": {("jobs", "get"), ("jobs", "delete"), ("pods", "list"), ("pods", "delete")},
+        "evaluation-webserver": {("jobs", "delete")},
     }
 
 

@@ -1,10 +1,11 @@
 """Who asks, and may they: tokens, RBAC rules and the reviews of one's own permissions."""
 
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
 from tests.kubernetes.paths import Target
-from tests.kubernetes.store import ApiError, Object, Store
+from tests.kubernetes.store import ApiError, Object, Store, timestamp
 
 ADMIN = "system:admin"
 
@@ -40,6 +41,14 @@ def authenticate(tokens: Mapping[str, User], header: str) -> User:
     if user is None:
         raise ApiError(401, "Unauthorized", "Unauthorized")
     return user
+
+
+def issue_token(tokens: MutableMapping[str, User], account: Object, body: Object) -> Object:
+    """Answer a TokenRequest of a service account with a token of its own, which does not expire."""
+    token, metadata = secrets.token_hex(16), account["metadata"]
+    if tokens:  # else authorization is off, and a first token would turn it on
+        tokens[token] = User(f"system:serviceaccount:{metadata['namespace']}:{metadata['name']}")
+    return body | {"status": {"token": token, "expirationTimestamp": timestamp(600)}}
 
 
 def authorize(store: Store, user: User, asked: Target) -> None:

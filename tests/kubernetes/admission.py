@@ -24,6 +24,16 @@ def amounts(pod: Object, side: str = "requests") -> Amounts:
     return total
 
 
+def check_namespace(store: Store, kind: Kind, obj: Object) -> None:
+    """Refuse, with 403, a new object in a namespace that is on its way out."""
+    if not kind.namespaced:
+        return
+    namespace = store.get("namespaces", "", obj["metadata"]["namespace"])["metadata"]
+    if "deletionTimestamp" in namespace:
+        text = f"unable to create new content in namespace {namespace['name']} because it is being terminated"
+        raise forbidden(kind, obj["metadata"]["name"], text)
+
+
 def add(store: Store, kind: Kind, obj: Object) -> None:
     """Add to a new object what admission adds."""
     if kind.plural != "pods":

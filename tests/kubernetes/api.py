@@ -67,6 +67,7 @@ class Api:
         obj.pop("status", None)
         validation.set_defaults(kind, obj)
         with self.store.lock:  # what a quota has left must still be there when the object is stored
+            admission.check_namespace(self.store, kind, obj)
             admission.add(self.store, kind, obj)
             validation.check(kind, obj)
             admission.admit(self.store, kind, obj)
@@ -160,6 +161,8 @@ class Api:
         if policy == "Orphan":
             for dependent in dependents:
                 self.store.edit(dependent, lambda entry: entry["metadata"].pop("ownerReferences"))
+        if kind.plural == "namespaces":  # it goes when it is empty, as one with a finalizer does
+            return self.store.edit(obj, _terminate) or obj
         foreground = policy == "Foreground" and dependents
         if foreground or metadata.get("finalizers"):
             return self.store.edit(obj, _mark_deleted(FOREGROUND if foreground else "")) or obj
@@ -251,6 +254,11 @@ def _put(obj: Object, new: Object) -> None:
 
 def _count_up(event: Object) -> None:
     event |= {"count": event["count"] + 1, "lastTimestamp": timestamp()}
+
+
+def _terminate(namespace: Object) -> None:
+    namespace["metadata"].setdefault("deletionTimestamp", timestamp())
+    namespace["status"]["phase"] = "Terminating"
 
 
 def _mark_deleted(finalizer: str) -> Callable[[Object], None]:

@@ -1,4 +1,4 @@
-"""Controllers that keep objects in step with each other: Jobs and pods, owners and what they own, quotas."""
+"""Controllers that keep objects in step: Jobs and pods, owners and what they own, namespaces, quotas."""
 
 from tests.kubernetes.admission import FINISHED, quota_use
 from tests.kubernetes.api import FOREGROUND, Api
@@ -214,18 +214,21 @@ class Upkeep:
         self._seen = self._store.version
         everything = [obj for plural in KINDS for obj in self._store.select(plural)]
         present = {uid(obj) for obj in everything}
-        namespaces = {obj["metadata"]["name"] for obj in everything if obj["kind"] == "Namespace"} | {""}
+        namespaces = {obj["metadata"]["name"]: obj for obj in everything if obj["kind"] == "Namespace"}
+        ending = {name for name, obj in namespaces.items() if "deletionTimestamp" in obj["metadata"]}
         for obj in everything:
             metadata = obj["metadata"]
             gone = owners(obj) and not owners(obj) & present
-            if (
-                gone or metadata.get("namespace", "") not in namespaces
-            ) and "deletionTimestamp" not in metadata:
+            within = metadata.get("namespace")  # an event may still come after its namespace has gone
+            homeless = within is not None and (within in ending or within not in namespaces)
+            if (gone or homeless) and "deletionTimestamp" not in metadata:
                 self._api.delete(obj, {"propagationPolicy": "Background"})
             if FOREGROUND in (metadata.get("finalizers") or []):
                 self._collect(obj)
             if obj["kind"] == "ResourceQuota":
                 self._store.edit(obj, self._write_use)
+        for name in ending - {obj["metadata"].get("namespace") for obj in everything}:
+            self._store.remove(namespaces[name])
 
     def _write_use(self, quota: Object) -> None:
         quota["status"] = {"hard": quota["spec"]["hard"], "used": quota_use(self._store, quota)}

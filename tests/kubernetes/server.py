@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -65,7 +65,7 @@ class Fault:
 class Server:
     """Serves an Api on one port of loopback, from `open` to `close`, and records the requests."""
 
-    def __init__(self, api: Api, logs: Logs, tokens: Mapping[str, User]) -> None:
+    def __init__(self, api: Api, logs: Logs, tokens: dict[str, User]) -> None:
         self.api, self.logs, self.tokens = api, logs, tokens
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -295,6 +295,7 @@ class _Handler(BaseHTTPRequestHandler):
         api, plural, name, part = self.server.owner.api, asked.kind.plural, asked.name, asked.subresource
         content_type = self.headers.get("Content-Type", "").split(";")[0]
         if content_type == APPLY and api.store.find(plural, asked.namespace, name) is None:
+            access.authorize(api.store, self.user, replace(asked, verb="create"))
             body = merged(self._body(), {"metadata": {"name": name}})
             return 201, api.create(plural, asked.namespace, body, dry_run=self._dry_run)
         obj = api.store.get(plural, asked.namespace, name)
@@ -305,6 +306,8 @@ class _Handler(BaseHTTPRequestHandler):
                 options = self._body().get("deleteOptions") or {}
                 api.evict(obj, options)
                 return 201, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+            case "create", "token" if plural == "serviceaccounts":
+                return 201, access.issue_token(self.server.owner.tokens, obj, self._body())
             case "delete", "":
                 return 200, api.delete(obj, self.query | self._body())
             case "update", "" | "status":

@@ -70,6 +70,7 @@ KINDS = {
         Kind("rolebindings", "RoleBinding", _RBAC),
         Kind("roles", "Role", _RBAC),
         Kind("priorityclasses", "PriorityClass", "scheduling.k8s.io", namespaced=False),
+        Kind("storageclasses", "StorageClass", "storage.k8s.io", namespaced=False),
     )
 }
 _KINDS_BY_NAME = {kind.name: kind for kind in KINDS.values()}

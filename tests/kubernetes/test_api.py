@@ -260,6 +260,52 @@ def test_roles_in_the_cluster_decide_for_a_token_without_a_list(tmp_path: Path) 
             assert review.status.allowed is allowed
 
 
+def test_a_service_account_gets_a_token_that_may_what_the_account_may(tmp_path: Path) -> None:
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]
+    subject = {"kind": "ServiceAccount", "name": "default", "namespace": NAMESPACE}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"}
+    base = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "metadata": {"name": "reader", "namespace": NAMESPACE},
+    }
+    with Cluster(tmp_path, namespaces=[NAMESPACE], tokens={"weak": User("weak", frozenset())}) as cluster:
+        cluster.apply({**base, "kind": "Role", "rules": rules})
+        cluster.apply({**base, "kind": "RoleBinding", "roleRef": reference, "subjects": [subject]})
+        request = {"spec": {"audiences": [], "expirationSeconds": 600}}
+        ask = connect(cluster).core.create_namespaced_service_account_token
+        clients = connect(cluster, ask("default", NAMESPACE, request).status.token)
+        assert clients.core.list_namespaced_pod(NAMESPACE).items == []
+        assert refused(clients.core.list_namespaced_secret, NAMESPACE)[0] == 403
+        weak = connect(cluster, "weak").core.create_namespaced_service_account_token
+        assert refused(weak, "default", NAMESPACE, request)[0] == 403
+
+
+def test_applying_what_is_not_there_takes_the_permission_to_create(tmp_path: Path) -> None:
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": NAMESPACE}}
+    allowed = frozenset({("patch", "configmaps")})
+    with Cluster(tmp_path, namespaces=[NAMESPACE], tokens={"weak": User("weak", allowed)}) as cluster:
+        apply = connect(cluster, "weak").core.patch_namespaced_config_map
+        options = {"field_manager": "test", "_content_type": "application/apply-patch+yaml"}
+        assert refused(apply, "a", NAMESPACE, body, **options)[0] == 403
+        cluster.apply(body)
+        assert apply("a", NAMESPACE, body, **options).metadata.name == "a"
+
+
+def test_the_volumes_of_a_stateful_set_may_come_from_its_claims(clients: Clients) -> None:
+    claim = {"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}
+    container = {"name": "a", "image": "a", "volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}}
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "a", "template": template}
+    apps = kubernetes.client.AppsV1Api(clients.core.api_client)
+    body = {"metadata": {"name": "a"}, "spec": {**spec, "volumeClaimTemplates": [claim]}}
+    apps.create_namespaced_stateful_set(NAMESPACE, body)
+    status, message = refused(
+        apps.create_namespaced_stateful_set, NAMESPACE, {"metadata": {"name": "b"}, "spec": spec}
+    )
+    assert status == 422
+    assert 'volumeMounts[0].name: Not found: "data"' in message
+
+
 def test_a_job_beyond_the_quota_is_refused(cluster: Cluster, clients: Clients) -> None:
     cluster.apply(
         {

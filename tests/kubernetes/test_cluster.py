@@ -32,6 +32,7 @@ from tests.kubernetes.clients import (
     started,
     waiting,
 )
+from tests.kubernetes.store import KINDS
 
 
 @pytest.fixture
@@ -126,6 +127,18 @@ def test_a_job_deleted_without_a_word_leaves_its_pods(cluster: Cluster, clients:
     cluster.until(lambda: is_gone(cluster, pod))
     assert not cluster.processes(pod)
     assert read(cluster, pod) == "started\nstopped\n"
+
+
+def test_a_namespace_goes_when_everything_in_it_has_ended(cluster: Cluster, clients: Clients) -> None:
+    cluster.apply(job("a", DEAF, changes={"template": {"spec": {"terminationGracePeriodSeconds": 1}}}))
+    pod = started(cluster, "a")
+    clients.core.delete_namespace(NAMESPACE)
+    assert cluster.get("namespaces", "", NAMESPACE)["status"]["phase"] == "Terminating"
+    with pytest.raises(ApiError, match="because it is being terminated"):
+        cluster.apply(job("b"))
+    cluster.until(lambda: cluster.find("namespaces", "", NAMESPACE) is None)
+    assert not cluster.processes(pod)
+    cluster.until(lambda: not any(cluster.list(plural, NAMESPACE) for plural in KINDS))
 
 
 @pytest.mark.parametrize("policy", ["Background", "Foreground"])

@@ -10,6 +10,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from resources.pods.cluster import Cluster as PodCluster
+from resources.pods.cluster import ClusterSilentError
+from tests.kubernetes.clients import connect
+from tests.kubernetes.clients import job as job_manifest
 from tests.kubernetes.clients import pod as pod_manifest
 from tests.kubernetes.lab import DATASETS, LONG, NAMESPACE, Lab, cell, laboratory
 
@@ -227,6 +231,17 @@ def test_a_run_that_is_cancelled_in_the_ui_leaves_nothing(lab: Lab) -> None:
     runs = lab.until_over(1, 60)
     assert statuses(runs) == {"CANCELED": 1}
     lab.cluster.until(lambda: not lab.cluster.list("jobs", NAMESPACE, f"dagster/run-id={run.run_id}"), 60)
+
+
+def test_the_webserver_may_end_a_run_with_what_its_account_may_do_and_nothing_else(lab: Lab) -> None:
+    clients = connect(lab.cluster, "webserver")
+    cluster = PodCluster(clients.batch, clients.core, NAMESPACE)
+    lab.cluster.apply(job_manifest("one", "sleep 600"))
+    lab.cluster.until(lambda: lab.cluster.list("pods", NAMESPACE, "job-name=one"))
+    cluster.remove("one")
+    lab.cluster.until(lambda: not lab.cluster.list("pods", NAMESPACE, "job-name=one"))
+    with pytest.raises(ClusterSilentError, match="the cluster answers 403"):
+        cluster.runs()
 
 
 def test_a_quota_that_is_used_up_is_waited_for_and_told(lab: Lab) -> None:

@@ -193,7 +193,8 @@ def _problems(kind: Kind, obj: Object) -> Iterator[tuple[str, str]]:
     spec = pod_spec(obj)
     if spec is not None:
         prefix = "" if kind.plural == "pods" else "spec.template."
-        for field, problem in _pod_problems(spec):
+        claims = (obj.get("spec") or {}).get("volumeClaimTemplates") or []
+        for field, problem in _pod_problems(spec, {claim["metadata"]["name"] for claim in claims}):
             yield prefix + field, problem
     if kind.plural == "jobs":
         yield from _metadata_problems("spec.template", obj["spec"]["template"].get("metadata") or {})
@@ -220,8 +221,8 @@ def _metadata_problems(field: str, metadata: Mapping[str, Any]) -> Iterator[tupl
                 yield f"{field}.labels", f'Invalid value: "{value}": {_TOO_LONG}'
 
 
-def _pod_problems(spec: Object) -> Iterator[tuple[str, str]]:
-    volumes = {volume["name"] for volume in spec.get("volumes") or []}
+def _pod_problems(spec: Object, claims: set[str]) -> Iterator[tuple[str, str]]:
+    volumes = {volume["name"] for volume in spec.get("volumes") or []} | claims
     names: set[str] = set()
     if not spec.get("containers"):
         yield "spec.containers", "Required value"

@@ -157,6 +157,39 @@ def test_a_wrong_field_in_a_tag_is_one_line(store: ResultsStore, person: dict[st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("person", "line"),
+    [
+        (
+            {
+                "container_config": {
+                    "env": [{"name": "EVAL_THREADS", "valueFrom": {"secretKeyRef": {"name": "s"}}}]
+                }
+            },
+            "not take them from Secrets",
+        ),
+        ({"container_config": {"env_from": [{"secret_ref": {"name": "s"}}]}}, "not take them from Secrets"),
+        (
+            {"pod_spec_config": {"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}},
+            "of the kind secret",
+        ),
+        (
+            {"pod_spec_config": {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}},
+            "of the kind host_path",
+        ),
+        (
+            {"job_metadata": {"labels": {"dagster/run-id": "another"}}},
+            "label dagster/run-id is the launcher's",
+        ),
+        ({"pod_template_spec_metadata": {"labels": {"evaluation/role": "x"}}}, "label evaluation/role"),
+    ],
+)
+def test_a_tag_gives_nobody_more_than_a_size(store: ResultsStore, person: dict[str, Any], line: str) -> None:
+    """Whoever may launch runs could else read every Secret of the namespace, or pass for another run."""
+    with pytest.raises(UserError, match=line):
+        planned([person], store)
+
+
 def test_merging_twice_changes_nothing(store: ResultsStore) -> None:
     """A run that is tried again is merged again."""
     person = {"pod_spec_config": {"tolerations": [{"key": "own", "operator": "Exists"}]}}

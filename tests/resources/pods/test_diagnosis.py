@@ -145,6 +145,7 @@ def test_a_pod_killed_for_want_of_memory_says_at_which_limit() -> None:
     ("status", "kind"),
     [
         ({"reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."}, Kind.EVICTED),
+        ({"reason": "Evicted", "message": "it exceeds its ephemeral storage"}, Kind.OUT_OF_STORAGE),
         ({"reason": "DeadlineExceeded"}, Kind.DEADLINE),
         ({"reason": "NodeLost"}, Kind.NODE_LOST),
         ({"conditions": [disruption("EvictionByEvictionAPI")]}, Kind.EVICTED),

@@ -54,7 +54,10 @@ def test_a_run_over_the_rows_of_several_models_is_refused() -> None:
 
 
 def record(model_key: str, **values: Any) -> dict[str, Any]:
-    return {"model": model_key, "engine": {"device": "cpu"}, "seconds": {"prefill": 10.0}, **values}
+    return {
+        "model": model_key, "engine": {"device": "cpu"}, "seconds": {"prefill": 10.0}, "samples": 10,
+        "items_available": 10, **values,
+    }  # fmt: skip
 
 
 def test_experience_is_what_finished_evaluations_took_on_each_kind_of_device(store: ResultsStore) -> None:
@@ -62,12 +65,14 @@ def test_experience_is_what_finished_evaluations_took_on_each_kind_of_device(sto
         {"peak_memory_bytes": 3_000},
         {"peak_memory_bytes": 5_000, "seconds": {"prefill": 20.0, "load": 5.0}},
         {"peak_memory_bytes": 9_000, "peak_device_bytes": 7_000, "engine": {"device": "cuda"}},
+        {"peak_device_bytes": 99_000, "engine": {"device": "cuda"}, "accelerator_count": 2},  # of one of two
+        {"samples_resumed": 8, "items_available": 20, "seconds": {"prefill": 6.0}},  # 3 s an item, 20 items
     ]
     for number, values in enumerate(took):
         store.put_json(f"evaluations/squad/org%2Fm@1/{number}/evaluation.json", record("org/m@1", **values))
     store.put_json("evaluations/squad/org%2Fm@2/0/evaluation.json", record("x", peak_memory_bytes=10**9))
     found = experience_of("org/m@1", store, None)
-    assert (found.host_peak, found.device_peak, found.seconds) == (5_000, 7_000, 25.0)
+    assert (found.host_peak, found.device_peak, found.seconds) == (5_000, 7_000, 60.0)
 
 
 def ended(instance: dg.DagsterInstance, kind: str, *, success: bool = False, of: str = "") -> None:
