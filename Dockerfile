@@ -85,6 +85,8 @@ LABEL org.opencontainers.image.title="continuous-model-evaluation" \
       org.opencontainers.image.source="$SOURCE_URL" \
       org.opencontainers.image.revision="$GIT_REVISION" \
       org.opencontainers.image.base.name="$PYTHON_IMAGE"
+# Dagster's own state where nothing is mounted: writable under `docker run --read-only --tmpfs /tmp` as well.
+VOLUME ["/opt/dagster/dagster_home"]
 USER 10001:10001
 EXPOSE 4000
 # Of the default command, under Docker. Kubernetes ignores it and has the probes of its manifests.

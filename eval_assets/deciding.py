@@ -32,7 +32,7 @@ def gate(key: str, *, run: bool, summary: Path | None, junit: Path | None) -> in
     runs = Runs()
     entry = runs.tracking.entry_of(key)
     if run:
-        evaluate_grid([key], entry.datasets(SUITE), force=False)
+        evaluate_grid([*_compared_with(runs, key), key], entry.datasets(SUITE), force=False)
     verdict = _todays_verdict(runs, key)
     text = markdown(verdict)
     console.print(text, markup=False, soft_wrap=True)
@@ -42,6 +42,15 @@ def gate(key: str, *, run: bool, summary: Path | None, junit: Path | None) -> in
     if junit is not None:
         junit.write_bytes(junit_xml(verdict))
     return _STATUS.get(verdict["status"], NOT_DECIDED)
+
+
+def _compared_with(runs: Runs, key: str) -> list[str]:
+    """The version that it is compared with, which a CI's own Dagster instance may never have seen."""
+    name = ModelKey.parse(key).name
+    baseline = runs.look.production([key]).get(name)
+    if baseline is None:
+        baseline = next((str(one) for one in runs.registry.versions().keys if one.name == name), key)
+    return [baseline] if baseline != key else []
 
 
 def _todays_verdict(runs: Runs, key: str) -> Mapping[str, Any]:

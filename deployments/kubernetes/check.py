@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import kubernetes.client
-from check_access import NEEDED, missing, missing_in, permissions_of_check
+from check_access import NEEDED, Permission, missing, missing_in, permissions_of_check
 from check_api import Api, Object, RefusedError, connect
 from check_build import RUN_ID, Build, pod_templates
 from check_nodes import is_there, lacks
@@ -37,8 +37,14 @@ LABEL = "evaluation/check"
 LOOK_SECONDS = 1.0
 REMOVAL_SECONDS = 180.0
 LOG_LINES = 15
-_EVERYTHING_ELSE = ("Role", "RoleBinding", "LimitRange", "ResourceQuota", "NetworkPolicy")
-"""What is made for real, beside the accounts, so that the evaluation meets it."""
+SETTLE_SECONDS = 10.0
+"""What the API servers have for seeing that a role was bound."""
+_MADE_AT_ONCE = ("ServiceAccount", "Role")
+"""What other objects are refused without, pods and bindings."""
+_MADE_LATER = ("RoleBinding", "LimitRange", "ResourceQuota", "NetworkPolicy")
+"""What the evaluation has to meet."""
+_NO_DRY_RUN = "does not support dry run"
+"""Of an admission webhook: that says nothing about the object."""
 _REMEDIES = (
     ("Image", "can its nodes pull it? `kind load docker-image`, or the registry's name, tag and pull secret"),
     ("exceeded quota", "raise the ResourceQuota, in the overlay or the cluster's own"),
@@ -58,7 +64,6 @@ class Report:
 
     failed: bool = False
     unchecked: bool = False
-    lines: list[str] = field(default_factory=list)
 
     def ok(self, text: str) -> None:
         """Something works."""
@@ -77,7 +82,6 @@ class Report:
         self._say(f"not checked: {text}")
 
     def _say(self, line: str) -> None:
-        self.lines.append(line)
         print(line, flush=True)
 
     @property
@@ -183,14 +187,18 @@ class Check:
         for item in self._objects:
             try:
                 self._api.try_out(item)
+                if item["kind"] in _MADE_AT_ONCE:
+                    self._api.create(item)
             except UserError as error:
                 self._refused.add(_key(item))
+                if _NO_DRY_RUN in str(error):
+                    self._report.leave_out(f"objects: {_name(item)}: {error}")
+                    continue
                 self._report.fail(f"objects: {_name(item)} is refused: {error}; correct it in the overlay")
         if not self._refused:
             self._report.ok(f"objects: all {len(self._objects)} of {self._options.overlay} would be accepted")
 
     def _check_pods(self) -> None:
-        self._create("ServiceAccount")
         templates = [found for found in pod_templates(self._objects) if _key(found[0]) not in self._refused]
         failed = False
         for item, template in templates:
@@ -207,34 +215,30 @@ class Check:
         if not failed:
             self._report.ok(f"pods: those of {len(templates)} objects would be accepted")
 
-    def _create(self, *kinds: str) -> None:
-        for item in self._objects:
-            if item["kind"] in kinds and _key(item) not in self._refused:
-                self._api.create(item)
-
     def _check_accounts(self) -> None:
-        self._create(*_EVERYTHING_ELSE)
+        for item in self._objects:
+            if item["kind"] in _MADE_LATER and _key(item) not in self._refused:
+                self._api.create(item)
         for role, needs in NEEDED.items():
             account = self._build.account_of(role)
             if account is None:
                 continue
-            api = self._api.as_account(self._namespace, account)
-            if api is not None:
-                needed = [type(need)(need.verb, need.resource, need.group, self._namespace) for need in needs]
-                lacking, source = missing(api, needed), "asked with its token"
-            else:
-                lacking, source = (
-                    missing_in(self._build.rules_of(account), needs),
-                    "by the Roles in the build",
-                )
+            lacking, source = self._lacking(account, needs)
             if lacking:
-                place = self._build.namespace
-                names = "; ".join(
-                    str(type(need)(need.verb, need.resource, need.group, place)) for need in lacking
-                )
+                names = "; ".join(str(replace(need, namespace=self._build.namespace)) for need in lacking)
                 self._report.fail(f"accounts: {account} may not: {names}; add it to its Role ({source})")
             else:
                 self._report.ok(f"accounts: {account} may do what it must ({source})")
+
+    def _lacking(self, account: str, needs: Sequence[Permission]) -> tuple[list[Permission], str]:
+        api = self._api.as_account(self._namespace, account)
+        if api is None:
+            return missing_in(self._build.rules_of(account), needs), "by the Roles in the build"
+        lacking = [replace(need, namespace=self._namespace) for need in needs]
+        ends = time.monotonic() + SETTLE_SECONDS
+        while (lacking := missing(api, lacking)) and time.monotonic() < ends:
+            time.sleep(LOOK_SECONDS)
+        return lacking, "asked with its token"
 
     def _check_storage(self) -> None:
         wanted = self._build.storage_classes()

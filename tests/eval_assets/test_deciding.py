@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from eval_assets.deciding import junit_xml, markdown
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Automation, make_worse
@@ -45,6 +47,20 @@ def test_a_gate_tells_a_ci_passed_failed_or_not_decided(automation: Automation, 
     changed = command("gate", "tiny@3")
     assert changed.returncode == 2, changed.stdout
     assert "have changed since its verdict" in changed.stdout
+
+
+def test_a_gate_on_an_instance_of_its_own_knows_the_version_in_production(
+    automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CI has no instance that anything was registered in; without the baseline nothing is decided there."""
+    automation.until_at_rest()
+    make_worse(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    (tmp_path / "ci").mkdir()
+    shutil.copy(ROOT / "deployments" / "local" / "dagster.yaml", tmp_path / "ci")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "ci"))
+    failed = command("gate", "tiny@3", "--run")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "`tiny@3` against `tiny@2`: failed" in failed.stdout
 
 
 def test_two_versions_are_compared_on_demand(automation: Automation) -> None:

@@ -92,6 +92,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Runs the check in this process: its status and its lines."""
     monkeypatch.setattr(diagnosis, "PERSISTENT_SECONDS", 1.0)
     monkeypatch.setattr(check, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(check, "SETTLE_SECONDS", 0.2)
 
     def run(*arguments: str) -> tuple[int, list[str]]:
         status = check.main(arguments)
@@ -325,6 +326,23 @@ def test_an_object_that_is_refused_is_named(run: Run, cluster: Cluster, overlay:
     assert line.startswith("FAILED: objects: Deployment/evaluation-daemon is refused: ")
     assert 'unknown field "spec.replicaz"' in line
     assert everything(cluster) == before
+
+
+def test_a_webhook_that_cannot_be_tried_out_is_no_failure(
+    run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def try_out(api: check_api.Api, item: Object) -> None:
+        if item["kind"] == "Service":
+            raise check_api.RefusedError(400, 'admission webhook "a" does not support dry run')
+
+    monkeypatch.setattr(check_api.Api, "try_out", try_out)
+    status, lines = run()
+    assert status == 3
+    assert (
+        'not checked: objects: Service/evaluation-code: admission webhook "a" does not support dry run'
+        in lines
+    )
+    assert failures(lines) == []
 
 
 def test_pods_that_are_refused_are_named_by_what_makes_them(
