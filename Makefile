@@ -21,6 +21,10 @@ BENCH_ITEMS ?=
 STORE ?=
 PORT ?= 3000
 JOBS ?= 2
+IMAGE ?=
+TARGET ?= cpu
+SOURCE_URL ?=
+OVERLAY ?= kind
 
 ##@ Use
 demo: $(VENV)/.installed inputs instance ## Evaluate a real grid: 3 versions of SmolLM2-135M x 4 benchmarks (EVAL_LIMIT=n items each, none for all)
@@ -79,10 +83,25 @@ bench-flames: $(VENV)/.installed inputs ## Record the flame graphs in docs/image
 simulate: $(VENV)/.installed ## Simulate how often verdicts are wrong and write docs/statistics.md (STORE=.eval: agreement from there)
 	@$(BIN)/python -m tests.simulation --store '$(STORE)' --write docs/statistics.md
 
+image: ## Build the container image (IMAGE=name:tag TARGET=cpu or cuda)
+	@docker buildx build --load --pull --target $(TARGET) --tag $(or $(IMAGE),evaluation:dev) \
+	  --build-arg GIT_REVISION="$$(git rev-parse HEAD)" --build-arg SOURCE_URL="$(SOURCE_URL)" .
+
+image-sbom: ## List what is in the image, in build/image.spdx.json and build/image.cdx.json (needs syft)
+	@mkdir -p build
+	@syft scan docker:$(or $(IMAGE),evaluation:dev) \
+	  --output spdx-json=build/image.spdx.json --output cyclonedx-json=build/image.cdx.json
+
+image-scan: image-sbom ## Fail where a critical vulnerability has a fix that the image lacks (needs syft and grype)
+	@grype sbom:build/image.spdx.json --only-fixed --fail-on critical
+
+cluster-check: $(VENV)/.installed ## Can evaluations run in the cluster of KUBECONFIG? (OVERLAY=gpu IMAGE=name:tag)
+	@$(BIN)/python deployments/kubernetes/check.py --overlay '$(OVERLAY)' $(if $(IMAGE),--image '$(IMAGE)')
+
 lock: ## Resolve the newest versions and write constraints.txt
 	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q torch==2.13.0 && \
 	build/lock/bin/pip install -q -e '.[dev,demo]' && \
-	build/lock/bin/pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt && rm -rf build/lock
+	build/lock/bin/pip freeze --exclude-editable --all | grep -v "^pip==" | sed "s/+cpu$$//" > constraints.txt && rm -rf build/lock
 
 clean: ## Remove results, instance, models, data and environments
 	rm -rf .eval .dagster models data .venv .venv-lm-eval build
@@ -108,4 +127,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 browser: $(VENV)/.installed
 	@$(BIN)/python tests/browser.py
 
-.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames simulate lock clean help instance browser
+.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames simulate image image-sbom image-scan cluster-check lock clean help instance browser

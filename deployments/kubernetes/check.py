@@ -12,13 +12,12 @@ import argparse
 import secrets
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import kubernetes.client
 from check_access import NEEDED, Permission, missing, missing_in, permissions_of_check
@@ -54,6 +53,8 @@ _REMEDIES = (
     ("node(s)", "correct node_selector and tolerations of the class cpu in accelerators.yaml"),
     ("want of memory", "give the class cpu more memory_gib in accelerators.yaml"),
 )
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Step: TypeAlias = Callable[[], None]
 
@@ -93,8 +94,11 @@ class Report:
 class Check:
     """One check of one cluster, in a namespace of its own."""
 
-    def __init__(self, api: Api, build: Build, options: argparse.Namespace, report: Report) -> None:
+    def __init__(
+        self, api: Api, build: Build, options: argparse.Namespace, report: Report, interrupts: "Interrupts"
+    ) -> None:
         self._api, self._build, self._options, self._report = api, build, options, report
+        self._interrupts = interrupts
         self._namespace = f"{PREFIX}{options.namespace_suffix or secrets.token_hex(3)}"
         self._objects = build.moved(self._namespace)
         self._mark = secrets.token_hex(8)
@@ -164,6 +168,7 @@ class Check:
                     raise UserError("a namespace of that name was there before")
                 same = {"preconditions": {"uid": found["metadata"]["uid"]}}
                 self._api.call("DELETE", path, {"propagationPolicy": "Background", **same})
+            self._interrupts.allow()  # the cluster goes on by itself
             while time.monotonic() < began + REMOVAL_SECONDS:
                 found = self._api.call("GET", path)
                 time.sleep(LOOK_SECONDS / 4)
@@ -343,6 +348,35 @@ class Check:
             return ""  # it has never started
 
 
+class Interrupts:
+    """SIGINT and SIGTERM, while it is entered: the first raises KeyboardInterrupt.
+
+    Further ones do nothing: whoever is in a hurry presses twice, and the removal must still begin.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._allowed = True
+
+    def allow(self) -> None:
+        """Let one more raise."""
+        self._allowed = True
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = signal.Signals(number)
+        if self._allowed:
+            self._allowed = False
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
 class _NoNamespaceError(UserError):
     """The check's namespace is refused, so there is nothing to remove."""
 
@@ -362,14 +396,14 @@ def _remedy(reason: str, otherwise: str) -> str:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Signals that end the process wait for the end of the block."""
-    told = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    told = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, told)
 
 
-def check(options: argparse.Namespace, report: Report) -> None:
+def check(options: argparse.Namespace, report: Report, interrupts: Interrupts) -> None:
     """Find out everything. Raises UserError where there is no cluster, or nothing to check in it."""
     try:
         api = connect()
@@ -383,7 +417,7 @@ def check(options: argparse.Namespace, report: Report) -> None:
         build.launcher()
     except UserError as error:
         raise UserError(f"build: {error}") from error
-    Check(api, build, options, report).run()
+    Check(api, build, options, report, interrupts).run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -397,24 +431,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pull-secret", help="copy this image pull secret from the overlay's namespace")
     parser.add_argument("--timeout", type=int, default=900, help="seconds for the evaluation, pull included")
     options = parser.parse_args(arguments)
-    report, received = Report(), [signal.SIGINT]
-
-    def interrupt(number: int, _: object) -> None:
-        received[0] = signal.Signals(number)
-        raise KeyboardInterrupt
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, interrupt) if in_main_thread else None
-    try:
-        check(options, report)
-    except UserError as error:
-        report.fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + received[0]
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
+    report = Report()
+    with Interrupts() as interrupts:
+        try:
+            check(options, report, interrupts)
+        except UserError as error:
+            report.fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + (interrupts.received or signal.SIGINT)
     return report.status
 
 

@@ -91,8 +91,17 @@ class Cluster:
             return call()
         except (DagsterK8sAPIRetryLimitExceeded, DagsterK8sUnrecoverableAPIError) as error:
             raise _meaning(error.k8s_api_exception) from error
-        except (kubernetes.client.ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except _FAILURES as error:
             raise _meaning(error) from error
+
+
+_FAILURES = (
+    kubernetes.client.ApiException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+    ValueError,
+    AttributeError,  # what the client makes of a TLS failure where it is to return the answer as it is
+)
 
 
 class _ConflictError(ClusterSilentError):

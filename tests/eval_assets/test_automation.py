@@ -22,6 +22,7 @@ from eval_assets.observing import Observer
 from eval_assets.reconciling import Work
 from resources.catalog import Catalog
 from resources.keys import ModelKey
+from resources.pods.tags import TASKS_TAG
 from resources.results import ResultsStore
 from resources.settings import Settings
 from tests.conftest import ROOT
@@ -233,7 +234,7 @@ def test_the_night_finds_what_was_removed_from_the_store(automation: Automation)
     assert isinstance(automation.scheduled(nightly)[0], dg.SkipReason)
     shutil.rmtree(automation.project.folder / "store" / "evaluations" / "capitals" / "tiny@1")
     (request,) = automation.scheduled(nightly)
-    assert request.tags[attempts.TASKS_TAG].startswith("capitals|tiny@1=")
+    assert request.tags[TASKS_TAG].startswith("capitals|tiny@1=")
     assert automation.execute(request, "evaluate_models").success
     assert isinstance(automation.scheduled(nightly)[0], dg.SkipReason)
 
@@ -265,14 +266,14 @@ def test_five_hundred_new_versions_are_spread_over_looks_that_stay_short(automat
     assert len(automation.instance.get_dynamic_partitions("model")) == 500
     assert result.run_requests is not None
     assert len(result.run_requests) == 100
-    asked = {request.tags[attempts.TASKS_TAG] for request in result.run_requests}
+    asked = {request.tags[TASKS_TAG] for request in result.run_requests}
     job = automation.definitions.resolve_job_def("register_models")
     for request in result.run_requests:
         automation.instance.create_run_for_job(job, tags=request.tags, status=dg.DagsterRunStatus.NOT_STARTED)
     later = automation.tick()
     assert isinstance(later, dg.SensorResult)
     assert later.run_requests
-    assert not asked & {request.tags[attempts.TASKS_TAG] for request in later.run_requests}
+    assert not asked & {request.tags[TASKS_TAG] for request in later.run_requests}
 
 
 def test_each_night_has_one_run_also_when_the_clocks_change() -> None:
@@ -378,7 +379,7 @@ def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_
         running = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
         until(
             lambda: any(
-                attempts.PROCESS_TAG in run.tags and f"|{name}@2=" in run.tags[attempts.TASKS_TAG]
+                attempts.PROCESS_TAG in run.tags and f"|{name}@2=" in run.tags[TASKS_TAG]
                 for run in instance.get_runs(running)
             )
         )

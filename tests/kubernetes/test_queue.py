@@ -40,6 +40,7 @@ def test_a_hundred_runs_share_eight_devices_and_none_is_lost_or_doubled(lab: Lab
     with lab.daemon(workspace=str(workspace)):
         lab.backfill(cells)
         runs = lab.until_over(len(cells), 540)
+        lab.until(lambda _: all("completionTime" in lab.jobs[run.run_id]["status"] for run in runs), 30)
     assert Counter(run.status.value for run in runs) == {"SUCCESS": len(cells)}
     assert sorted(run.tags["dagster/partition"] for run in runs) == sorted(cells)
     assert {run.tags["eval/accelerators"] for run in runs} == {"1", "3"}
