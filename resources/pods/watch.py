@@ -67,6 +67,8 @@ class PodWatch:
         self._said: dict[str, tuple[str, float]] = {}
         self._over_since: dict[str, float] = {}
         self._launched: dict[str, float] = {}
+        self._troubled: dict[str, float] = {}
+        self._known_catalogue = Catalogue()
         self._queue = False
 
     def start(self) -> None:
@@ -145,16 +147,17 @@ class PodWatch:
         else:
             self._start_waiting(waiting, busy, catalogue)
         self._clean(set(runs), seen, now)
-        for memory in (self._said, self._over_since, self._launched):
+        for memory in (self._said, self._over_since, self._launched, self._troubled):
             for gone in set(memory) - set(runs) - set(seen):
                 del memory[gone]
 
     def _read_catalogue(self) -> tuple[Catalogue, str]:
-        """The catalogue, or what is wrong with its file; runs that have their pods don't suffer from that."""
+        """The catalogue, or the last one and what is wrong with its file now: pods that are there stay."""
         try:
-            return self._catalogue(), ""
+            self._known_catalogue = self._catalogue()
         except UserError as error:
-            return Catalogue(), str(error)
+            return self._known_catalogue, str(error)
+        return self._known_catalogue, ""
 
     def _start_waiting(
         self, waiting: list[dg.DagsterRun], busy: Mapping[str, int], catalogue: Catalogue
@@ -177,6 +180,7 @@ class PodWatch:
         """Take a step for one run, whose trouble is not the others': a failure for now leaves it waiting."""
         try:
             step(run)
+            self._troubled.pop(run.run_id, None)
         except ClusterSilentError:
             raise
         except TransientError as error:
@@ -185,8 +189,9 @@ class PodWatch:
             self._fail(run, Finding(State.UNABLE, str(error), Kind.UNABLE))
         except Exception as error:  # the database for a moment, or what dagster-k8s refuses for good
             _log.warning("run %s", run.run_id, exc_info=True)
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._fail_if_lasting(run, Finding(State.UNABLE, text, Kind.UNABLE), Seen())
+            if time.monotonic() - self._troubled.setdefault(run.run_id, time.monotonic()) >= LEAVE_SECONDS:
+                text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                self._fail(run, Finding(State.UNABLE, text, Kind.UNABLE))
 
     def _settle(self, run: dg.DagsterRun, seen: Seen, found: Finding) -> None:
         if run.status is dg.DagsterRunStatus.CANCELING:

@@ -113,7 +113,7 @@ class Lab:
         assert "backfillId" in answer, answer
         return str(answer["backfillId"])
 
-    def launch(self, cells: Sequence[str]) -> None:
+    def launch(self, cells: Sequence[str], more_tags: Mapping[str, str] | None = None) -> None:
         """Launch a run for each cell, as "Materialize" in the UI does."""
         selector = {
             "repositoryLocationName": "evaluation", "repositoryName": "__repository__",
@@ -124,6 +124,7 @@ class Lab:
             tags = {
                 "dagster/partition": key, "dagster/partition/dataset": dataset,
                 "dagster/partition/model": model,
+                **(more_tags or {}),
             }  # fmt: skip
             answer = self.ask(
                 "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) {"

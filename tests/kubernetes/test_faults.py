@@ -233,6 +233,18 @@ def test_a_run_that_is_cancelled_in_the_ui_leaves_nothing(lab: Lab) -> None:
     lab.cluster.until(lambda: not lab.cluster.list("jobs", NAMESPACE, f"dagster/run-id={run.run_id}"), 60)
 
 
+def test_a_run_whose_job_cannot_be_made_fails_alone(lab: Lab) -> None:
+    """The library that makes it raises something of its own; the runs behind must not wait for that."""
+    wrong = '{"pod_spec_config": {"tolerations": "all of them"}}'
+    lab.launch([cell("capitals", "tiny@1")], {"dagster-k8s/config": wrong})
+    lab.launch([cell("sentences", "tiny@1")])
+    runs = lab.until_over(2, 120)
+    assert {run.tags["dagster/partition"]: run.status.value for run in runs} == {
+        cell("capitals", "tiny@1"): "FAILURE",
+        cell("sentences", "tiny@1"): "SUCCESS",
+    }
+
+
 def test_the_webserver_may_end_a_run_with_what_its_account_may_do_and_nothing_else(lab: Lab) -> None:
     clients = connect(lab.cluster, "webserver")
     cluster = PodCluster(clients.batch, clients.core, NAMESPACE)

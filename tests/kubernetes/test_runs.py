@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.lab import DATASETS, Lab, cell, laboratory
+from tests.kubernetes.lab import DATASETS, NAMESPACE, Lab, cell, laboratory
+
+SECRETS = {
+    "HF_TOKEN": "hf_SecretOfThisTest",
+    "MLFLOW_TRACKING_TOKEN": "mlflow-SecretOfThisTest",
+    "EVAL_WEBHOOK": "http://127.0.0.1:1/SecretOfThisTest",
+    "EVAL_SMTP": "smtp://someone:SecretOfThisTest@127.0.0.1:1",
+}
+"""What Dagster's own processes have in their environment."""
 
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     with laboratory(tmp_path, monkeypatch.setenv) as lab:
         yield lab
 
@@ -40,3 +50,10 @@ def test_a_backfill_over_three_models_lands_on_three_sizes_of_pod(lab: Lab) -> N
     )
     assert lab.cluster.use_report().by_node["large-1"] <= 8
     assert lab.is_clean()
+    # Nothing secret is anywhere that people or the cluster can see.
+    told = [text for run in runs for text in (*lab.messages(run.run_id), *run.tags.values())]
+    logs = [path.read_text() for path in lab.folder.glob("dagster-*.log")]
+    events = lab.cluster.list("events")
+    pods = [lab.cluster.logs(pod) for pod in lab.cluster.list("pods", NAMESPACE)]
+    assert logs
+    assert "SecretOfThisTest" not in json.dumps([told, logs, lab.jobs, events, pods], default=str)
