@@ -54,6 +54,6 @@ def test_a_backfill_over_three_models_lands_on_three_sizes_of_pod(lab: Lab) -> N
     told = [text for run in runs for text in (*lab.messages(run.run_id), *run.tags.values())]
     logs = [path.read_text() for path in lab.folder.glob("dagster-*.log")]
     events = lab.cluster.list("events")
-    pods = [lab.cluster.logs(pod) for pod in lab.cluster.list("pods", NAMESPACE)]
+    printed = [lab.cluster.logs(pod) for pod in lab.cluster.list("pods", NAMESPACE)]
     assert logs
-    assert "SecretOfThisTest" not in json.dumps([told, logs, lab.jobs, events, pods], default=str)
+    assert "SecretOfThisTest" not in json.dumps([told, logs, lab.jobs, events, printed], default=str)

@@ -1,6 +1,7 @@
 """What answers of a Kubernetes API mean, and whose clock counts."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -89,7 +90,7 @@ def test_pods_are_found_by_their_run_also_without_their_job_and_events_by_their_
     pod = {"metadata": {"name": "p", "labels": label}}
     orphan = {"metadata": {"name": "o", "labels": {"dagster/run-id": "r2"}}}
     event = {"involvedObject": {"name": "p"}, "reason": "FailedMount"}
-    lists = iter([[job], [pod, orphan], [event, {"involvedObject": {"name": "x"}}]])
+    lists: Iterator[list[Any]] = iter([[job], [pod, orphan], [event, {"involvedObject": {"name": "x"}}]])
     seen, _ = cluster(lambda *_, **__: answer(next(lists))).runs()
     assert (seen["r1"].job, seen["r1"].pods, seen["r1"].warnings) == (job, [pod], [event])
     assert (seen["r2"].job, seen["r2"].pods) == (None, [orphan])
