@@ -42,6 +42,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="FOLDER", help="keep the UI test's screenshots here")
 
 
+LONGEST = (
+    "tests/kubernetes/test_queue.py",
+    "tests/kubernetes/test_faults.py",
+    "tests/eval_assets/test_automation.py",
+)
+"""Files of some minutes; started last, they would leave the other worker without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order within a file stays."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 def _input(path: Path) -> Path:
     if not path.exists():
         pytest.fail(f"{path.relative_to(ROOT)} is missing: run 'make inputs' (make test does)")
