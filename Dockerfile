@@ -10,7 +10,8 @@ ARG PYTHON_IMAGE=python:3.11.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 # The venv has no pip of its own: the image's installs into it.
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+ENV PIP_CACHE_DIR=/var/.cache/pip \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_PYTHON=/opt/venv/bin/python
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
@@ -29,18 +30,18 @@ FROM build AS application
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY eval_assets eval_assets
 COPY resources resources
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-deps --root /application .
 
 # The exact version comes first and by itself: it is the largest download, and outlives a change of the lock file.
 FROM build AS packages-cpu
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     PIP_INDEX_URL=$TORCH_INDEX pip install --no-deps "torch==$TORCH_VERSION"
 COPY constraints.txt ./
 COPY --from=requirements /build/requirements.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt -r requirements.txt \
  && pip check
 
@@ -48,11 +49,11 @@ FROM build AS packages-cuda
 ARG TORCH_VERSION=2.13.0
 # Empty: PyPI's build, which brings the CUDA libraries that it was made with.
 ARG TORCH_INDEX=
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     PIP_INDEX_URL=$TORCH_INDEX pip install "torch==$TORCH_VERSION"
 COPY constraints.txt ./
 COPY --from=requirements /build/requirements.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
+RUN --mount=type=cache,target=/var/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt -r requirements.txt \
  && pip check
 

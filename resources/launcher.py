@@ -82,7 +82,7 @@ class EvaluationRunLauncher(K8sRunLauncher):
             self._instance.report_engine_event(f"{error}; its Job is removed as soon as that passes", run)
         return True
 
-    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:  # noqa: ARG002
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:  # noqa: ARG002  (its signature)
         """Running: the watch fails what isn't. But a cluster may be silent for too long."""
         silence = self.watch_pods().silence
         if silence > self._settings.cluster_patience:

@@ -197,6 +197,19 @@ class ResultsStore(Storage):
             if record is not None:
                 yield path.rsplit("/", 1)[0], record
 
+    def evaluations_of(self, name: str, dataset: str = "*") -> Iterator[dict[str, Any]]:
+        """The committed evaluations of a model version, or of all of a name (``name@*``), in any order.
+
+        Lists the folders of those models only: a walk over everything takes seconds in a large store.
+        """
+        self.filesystem.invalidate_cache()
+        model = f"{path_segment(name[:-2])}@*" if name.endswith("@*") else path_segment(name)
+        for folder in self.filesystem.glob(f"{self.root}/evaluations/{dataset}"):
+            for of_model in self.filesystem.glob(f"{folder}/{model}"):
+                yield from (
+                    record for _, record in self.json_files(f"{of_model[len(self.root) + 1 :]}/*/{RECORD}")
+                )
+
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """All samples of a committed evaluation, in the order of their items."""
         table = self.get_table(f"{self._folder_of(record)}/{SAMPLES}")

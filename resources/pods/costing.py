@@ -19,7 +19,7 @@ LOAD_BYTES = 1e9
 UTILIZATION = 0.3
 """Of an accelerator's peak, over a whole evaluation."""
 CPU_TFLOPS = 0.08
-"""That a core gets done, float32 with AVX2: measured."""
+"""About what a core with AVX2 gets done in float32."""
 CHARACTERS_A_TOKEN = 4.0
 
 
@@ -107,10 +107,9 @@ def spent_this_month(store: ResultsStore) -> float:
 
 
 def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> Mapping[str, Any] | None:
-    pattern = f"evaluations/{path_segment(dataset)}/{path_segment(name)}@*/*/evaluation.json"
     found = [
         record
-        for _, record in store.json_files(pattern)
+        for record in store.evaluations_of(f"{name}@*", path_segment(dataset))
         if (record.get("accelerator_class") or CPU) == accelerator and record.get("samples")
     ]
     return max(found, key=lambda record: str(record.get("finished_at")), default=None)

@@ -12,7 +12,6 @@ import dagster as dg
 from dagster_k8s.job import USER_DEFINED_K8S_CONFIG_KEY
 
 from resources.errors import UserError
-from resources.keys import path_segment
 from resources.pods.catalogue import Catalogue
 from resources.pods.config import Config, identity, merged, pod_config
 from resources.pods.sizing import (
@@ -134,7 +133,7 @@ def _datasets(tags: Mapping[str, str], first: str, last: str) -> tuple[str, ...]
 def experience_of(model: str, store: ResultsStore, instance: dg.DagsterInstance | None) -> Experience:
     """What finished evaluations of a model took, and how its pods ended in the last 90 days."""
     found: dict[str, float] = {}
-    for _, record in store.json_files(f"evaluations/*/{path_segment(model)}/*/evaluation.json"):
+    for record in store.evaluations_of(model):
         on_device = record.get("engine", {}).get("device", "cpu") != "cpu"
         peak = record.get("peak_device_bytes" if on_device else "peak_memory_bytes")
         if on_device and (record.get("accelerator_count") or 1) > 1:

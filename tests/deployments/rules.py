@@ -362,10 +362,14 @@ def _selects(selector: Object, labels: Mapping[str, str]) -> bool:
         match expression["operator"]:
             case "In":
                 fits = value in expression["values"]
+            case "NotIn":
+                fits = value not in expression["values"]
             case "Exists":
                 fits = value is not None
+            case "DoesNotExist":
+                fits = value is None
             case other:
-                raise NotImplementedError(f"operator {other}: write it here before it is used")
+                raise ValueError(f"Kubernetes has no selector operator {other}")
         if not fits:
             return False
     return True

@@ -23,12 +23,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def clients(cluster: Cluster) -> Clients:
-    """The official client."""
-    return connect(cluster)
-
-
 def refused(call: Any, *arguments: Any, **options: Any) -> tuple[int, str]:
     """The code and the message with which the API refuses a call."""
     with pytest.raises(ApiException) as caught:

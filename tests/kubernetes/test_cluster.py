@@ -3,7 +3,6 @@
 import base64
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from tests.kubernetes.clients import (
     DEAF,
     GPU_TOLERATION,
     NAMESPACE,
-    NODES,
     POLITE,
     Clients,
     conditions,
@@ -33,19 +31,6 @@ from tests.kubernetes.clients import (
     waiting,
 )
 from tests.kubernetes.store import KINDS
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A node without and one with GPUs."""
-    with Cluster(tmp_path, NODES, namespaces=[NAMESPACE], node_grace=0.5, time_scale=0.02) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def clients(cluster: Cluster) -> Clients:
-    """The official client."""
-    return connect(cluster)
 
 
 def test_a_job_runs_its_container_with_exactly_its_environment(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """The stand-in's nodes: which pods they get, lose by eviction, and keep when they are lost."""
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from kubernetes.client.rest import ApiException
@@ -12,12 +10,10 @@ from tests.kubernetes.clients import (
     DEAF,
     GPU_TOLERATION,
     NAMESPACE,
-    NODES,
     POLITE,
     SHORT_TOLERATION,
     Clients,
     conditions,
-    connect,
     finished,
     gpus,
     is_gone,
@@ -28,19 +24,6 @@ from tests.kubernetes.clients import (
     read,
     started,
 )
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A node without and one with GPUs."""
-    with Cluster(tmp_path, NODES, namespaces=[NAMESPACE], node_grace=0.5, time_scale=0.02) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def clients(cluster: Cluster) -> Clients:
-    """The official client."""
-    return connect(cluster)
 
 
 def test_pods_go_to_nodes_that_they_select_tolerate_and_fit_on(cluster: Cluster) -> None:
