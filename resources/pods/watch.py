@@ -203,13 +203,17 @@ class PodWatch:
             self._fail(run, found, seen)
         elif found.state is State.ABSENT:
             self._fail_if_lasting(
-                run, Finding(State.FAILED, "its Job was removed from the cluster", Kind.EVICTED), seen
+                run,
+                Finding(State.FAILED, "its Job was removed from the cluster", Kind.EVICTED),
+                seen,
+                LEAVE_SECONDS,
             )
         elif found.state is State.ENDED:
             self._fail_if_lasting(
                 run,
                 Finding(State.FAILED, "its pod has ended and left the run unfinished", Kind.CRASHED),
                 seen,
+                LEAVE_SECONDS,
             )
         elif run.status is dg.DagsterRunStatus.STARTING:
             text = (
@@ -219,9 +223,7 @@ class PodWatch:
         else:
             self._over_since.pop(run.run_id, None)
 
-    def _fail_if_lasting(
-        self, run: dg.DagsterRun, found: Finding, seen: Seen, seconds: float = LEAVE_SECONDS
-    ) -> None:
+    def _fail_if_lasting(self, run: dg.DagsterRun, found: Finding, seen: Seen, seconds: float) -> None:
         """A run's first and last word may come a little later than its pod's."""
         since = self._over_since.setdefault(run.run_id, time.monotonic())
         if time.monotonic() - since >= seconds:
