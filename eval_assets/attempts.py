@@ -20,7 +20,7 @@ from eval_assets.partitions import SUITE, grid
 from eval_assets.reconciling import Failures, Task, Work
 from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
-from resources.pods.tags import AS_IT_IS, DATASETS_TAG, TAKEN_AWAY, TASKS_TAG, ending_of
+from resources.pods.tags import AS_IT_IS, DATASETS_TAG, IN_FLIGHT, TAKEN_AWAY, TASKS_TAG, ending_of
 
 WORK_TAG = "eval/work"
 PRIORITY_TAG = "dagster/priority"
@@ -41,13 +41,6 @@ Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
 REMEMBERED = timedelta(days=90)
 _REASON_CHARACTERS = 300
 
-ACTIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 _OVER = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
@@ -82,7 +75,9 @@ def tasks_of(run: dg.DagsterRun) -> list[Task]:
 
 def in_flight(instance: dg.DagsterInstance) -> set[tuple[Work, str, str]]:
     """`Task.place` of everything that is queued or running."""
-    return {task.place for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)) for task in tasks_of(run)}
+    return {
+        task.place for run in instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)) for task in tasks_of(run)
+    }
 
 
 def failures(instance: dg.DagsterInstance) -> dict[Task, Failures]:
@@ -166,7 +161,7 @@ def end_orphans(instance: dg.DagsterInstance) -> None:
     Dagster watches pods, but no process on a laptop: such a run would show as running for ever and hold its
     place in the queue.
     """
-    for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)):
         host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")[0].rpartition(":")
         if _has_begun(run) and host == socket.gethostname() and not process_exists(int(pid)):
             instance.report_run_failed(run, f"its process ({host}:{pid}) was ended")

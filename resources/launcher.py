@@ -22,7 +22,7 @@ from resources.pods.catalogue import Catalogue, load_catalogue
 from resources.pods.cluster import TIMEOUT, Cluster
 from resources.pods.costing import Estimate, check_budget, estimate_all
 from resources.pods.planning import Plan, of_people, plan_pod, purpose_of
-from resources.pods.tags import Kind
+from resources.pods.tags import COST_TAG, IN_FLIGHT, Kind
 from resources.pods.watch import Patience, PodWatch, fail_run
 from resources.registries import ModelVersion
 from resources.results import ResultsStore
@@ -186,12 +186,20 @@ def plan_of_run(run: dg.DagsterRun, instance: dg.DagsterInstance, settings: Sett
         purpose = purpose_of(run, store.model_versions())
         plan = plan_pod(purpose, catalogue, store, instance, of_people(run, instance))
         expected = _expected(plan, catalogue, store, settings.limit)
-        check_budget(expected, settings.budget, store, f"run {run.run_id[:8]} ({', '.join(purpose.models)})")
+        if settings.budget is not None:
+            what = f"run {run.run_id[:8]} ({', '.join(purpose.models)})"
+            check_budget(expected, settings.budget, store, what, _launched(instance, run))
         return replace(plan, cost=sum(entry.cost or 0.0 for entry in expected) if expected else None)
     except UserError:
         raise
     except Exception as error:  # an object store's client raises what it likes
         raise TransientError(f"the pod of run {run.run_id[:8]} can't be sized now: {error!r}") from error
+
+
+def _launched(instance: dg.DagsterInstance, but: dg.DagsterRun) -> float:
+    """What the other runs that are queued or at work were estimated at."""
+    others = instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT))
+    return sum(float(run.tags.get(COST_TAG, 0.0)) for run in others if run.run_id != but.run_id)
 
 
 def _expected(plan: Plan, catalogue: Catalogue, store: ResultsStore, limit: int | None) -> list[Estimate]:

@@ -84,16 +84,23 @@ def estimate_all(
     return [overhead(model, size), *cells]
 
 
-def check_budget(expected: Sequence[Estimate], budget: float | None, store: ResultsStore, what: str) -> None:
-    """Raise UserError where this month's evaluations and the expected ones together are over the budget."""
+def check_budget(
+    expected: Sequence[Estimate],
+    budget: float | None,
+    store: ResultsStore,
+    what: str,
+    launched: float = 0.0,
+) -> None:
+    """Raise UserError where what this month has cost, `launched` and `expected` are over the budget."""
     costs = [entry.cost for entry in expected if entry.cost is not None]
     if budget is None or not costs:
         return
-    spent = spent_this_month(store)
+    spent = spent_this_month(store) + launched
     if spent + sum(costs) > budget:
         raise UserError(
-            f"{what} is estimated at {sum(costs):.2f}, and {spent:.2f} of this month's {budget:.2f} are "
-            "spent (EVAL_BUDGET): raise it, evaluate fewer items (EVAL_LIMIT), or wait for the next month"
+            f"{what} is estimated at {sum(costs):.2f}, and {spent:.2f} of this month's {budget:.2f} "
+            "are spent or launched (EVAL_BUDGET): raise it, evaluate fewer items (EVAL_LIMIT), or wait for "
+            "the next month"
         )
 
 

@@ -34,6 +34,14 @@ class Kind(StrEnum):
     UNABLE = "unable to start"
 
 
+IN_FLIGHT = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+"""Runs that are waited for."""
 TAKEN_AWAY = (Kind.EVICTED, Kind.NODE_LOST)
 """The cluster's doing: no failure of the run."""
 AS_IT_IS = (Kind.UNABLE,)

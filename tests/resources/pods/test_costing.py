@@ -73,6 +73,8 @@ def test_the_budget_counts_what_this_month_has_cost(prepared: ResultsStore) -> N
     expected = [Estimate("squad", 1.0, 3.0, ""), Estimate("arc", 1.0, None, "")]
     check_budget(expected, 5.0, prepared, "run x")
     check_budget(expected, None, prepared, "run x")
-    line = r"^run x is estimated at 3.00, and 2.00 of this month's 4.99 are spent \(EVAL_BUDGET\): raise it"
+    line = r"^run x is estimated at 3.00, and 2.00 of this month's 4.99 are spent or launched \(EVAL_BUDGET\)"
     with pytest.raises(UserError, match=line):
         check_budget(expected, 4.99, prepared, "run x")
+    with pytest.raises(UserError, match=r"and 2\.50 of this month's 5.00"):
+        check_budget(expected, 5.0, prepared, "run x", launched=0.5)
