@@ -11,16 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
 
 from resources.errors import UserError
+from resources.keys import key_of_segment
 from resources.results import RECORD, CurrentInputs, ResultsStore
+from resources.storage import listing_sign
 
 CATALOG = "catalog.duckdb"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
+
+Place: TypeAlias = tuple[str, str, str]
+"""Dataset, model and evaluation id: two versions with the same files have evaluations of the same id."""
 
 _EVALUATION_FIELDS = {
     "evaluation_id": pa.string(),
@@ -36,6 +41,7 @@ _EVALUATION_FIELDS = {
     "benchmark_fingerprint": pa.string(),
     "task": pa.string(),
     "status": pa.string(),
+    "origin": pa.string(),
     "run_id": pa.string(),
     "started_at": pa.string(),
     "finished_at": pa.string(),
@@ -90,6 +96,7 @@ CREATE TABLE samples (
     prompt_tokens INTEGER, output_tokens INTEGER, truncated_tokens INTEGER,
     outputs STRUCT("text" VARCHAR, finish_reason VARCHAR, tokens INTEGER, scores MAP(VARCHAR, DOUBLE))[],
     scores MAP(VARCHAR, DOUBLE), error VARCHAR);
+CREATE TABLE records (dataset VARCHAR, model VARCHAR, evaluation_id VARCHAR, sign VARCHAR);
 CREATE TABLE current_models (model VARCHAR, digest VARCHAR);
 CREATE TABLE comparisons (
     dataset VARCHAR, model VARCHAR, baseline VARCHAR, metric VARCHAR, verdict VARCHAR, difference DOUBLE,
@@ -110,23 +117,27 @@ SELECT evaluation_id, dataset, model, sample_id, "index", "group", cluster,
        score.key AS metric, score.value AS value
 FROM (SELECT * EXCLUDE (scores), unnest(map_entries(scores)) AS score FROM samples);
 
--- A cell's current evaluation: of those with the model files and benchmark that are recorded now (or, where
--- none has them, of the latest evaluation), the one with the most items, then the latest. So a quick try with
--- few items never hides a fuller evaluation, and files that are put back bring their evaluation back.
+-- A cell's current evaluation: one of our own, where there is any, before what was imported. Of those with
+-- the model files and benchmark that are recorded now (or, where none has them, of the latest one), the
+-- one with the most items, then the latest. So a quick try with few items never hides a fuller one, and
+-- files that are put back bring their evaluation back.
 CREATE VIEW current_evaluations AS
-SELECT * EXCLUDE (chosen_digest, chosen_benchmark) FROM (
+SELECT * EXCLUDE (chosen_digest, chosen_benchmark, chosen_origin) FROM (
     SELECT evaluations.*,
         first_value(model_digest) OVER chosen AS chosen_digest,
-        first_value(benchmark_fingerprint) OVER chosen AS chosen_benchmark
+        first_value(benchmark_fingerprint) OVER chosen AS chosen_benchmark,
+        first_value(origin) OVER chosen AS chosen_origin
     FROM evaluations
     LEFT JOIN current_models USING (model)
     LEFT JOIN current_benchmarks ON current_benchmarks.dataset = evaluations.dataset
     WINDOW chosen AS (
         PARTITION BY evaluations.dataset, model
-        ORDER BY model_digest IS NOT DISTINCT FROM digest DESC,
+        ORDER BY origin IS NOT NULL,
+                 model_digest IS NOT DISTINCT FROM digest DESC,
                  benchmark_fingerprint IS NOT DISTINCT FROM current_benchmarks.fingerprint DESC,
                  finished_at DESC, evaluation_id))
-WHERE model_digest = chosen_digest AND benchmark_fingerprint = chosen_benchmark
+WHERE model_digest IS NOT DISTINCT FROM chosen_digest AND benchmark_fingerprint = chosen_benchmark
+  AND origin IS NOT DISTINCT FROM chosen_origin
 QUALIFY row_number() OVER (
     PARTITION BY dataset, model ORDER BY samples DESC, finished_at DESC, evaluation_id) = 1;
 
@@ -140,23 +151,25 @@ FROM evaluations GROUP BY ALL;
 CREATE VIEW history AS
 SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,
        samples AS n, items_available, status, finished_at, model_digest, benchmark_fingerprint, run_id,
-       evaluation_id
+       evaluation_id, origin
 FROM evaluations;
 
 CREATE VIEW leaderboard AS
 SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,
-       samples AS n, items_available, higher_is_better, status, finished_at, evaluation_id
+       samples AS n, items_available, higher_is_better, status, finished_at, evaluation_id,
+       origin
 FROM current_evaluations;
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """What a refresh did: evaluations added, removed, and in the catalogue now."""
+    """What a refresh did: evaluations added, removed, in the catalogue now, and changed (read again)."""
 
     added: int
     removed: int
     total: int
+    changed: int = 0
 
 
 class Catalog:
@@ -171,9 +184,12 @@ class Catalog:
         committed, inputs = self._committed(), self._store.current_inputs()
         found = _Judged(self._store)
         known = self._known()
-        before = known[0] if known is not None else set()
-        added, removed = sorted(set(committed) - before), sorted(before - set(committed))
-        if known is None or added or removed or known[1:] != (inputs, found.digest):
+        before = known[0] if known is not None else {}
+        added, removed = sorted(set(committed) - set(before)), sorted(set(before) - set(committed))
+        changed = sorted(
+            name for name in set(committed) & set(before) if committed[name].sign != before[name]
+        )
+        if known is None or added or removed or changed or known[1:] != (inputs, found.digest):
             with tempfile.TemporaryDirectory() as folder:
                 local = Path(folder, CATALOG)
                 if known is not None:
@@ -182,10 +198,10 @@ class Catalog:
                     if known is None:
                         _create(connection)
                     connection.register_filesystem(self._store.filesystem)
-                    self._update(connection, [committed[name] for name in added], removed, inputs)
+                    self._update(connection, committed, [*added, *changed], [*removed, *changed], inputs)
                     found.write(connection)
                 self._store.put_file(CATALOG, local)
-        return Refresh(len(added), len(removed), len(committed))
+        return Refresh(len(added), len(removed), len(committed), len(changed))
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -202,8 +218,8 @@ class Catalog:
             with duckdb.connect(path, read_only=True) as connection:
                 yield connection
 
-    def _known(self) -> tuple[set[str], CurrentInputs, str] | None:
-        """The evaluation ids, the inputs and the digest of the verdicts that the catalogue has.
+    def _known(self) -> tuple[dict[Place, str], CurrentInputs, str] | None:
+        """The signs of the records, the inputs and the digest of the verdicts that the catalogue has.
 
         None without one that can be gone on with.
         """
@@ -213,33 +229,52 @@ class Catalog:
             with self.connect() as connection:
                 if connection.execute("SELECT version FROM catalog_version").fetchone() != (SCHEMA_VERSION,):
                     return None
-                ids = connection.execute("SELECT evaluation_id FROM evaluations").fetchall()
+                signs = connection.execute(
+                    "SELECT dataset, model, evaluation_id, sign FROM records"
+                ).fetchall()
                 digests = connection.execute("SELECT model, digest FROM current_models").fetchall()
                 prints = connection.execute("SELECT dataset, fingerprint FROM current_benchmarks").fetchall()
                 ((judged,),) = connection.execute("SELECT digest FROM judged").fetchall()
         except (duckdb.Error, ValueError):  # damaged, or of another version: it is made again
             return None
-        return {row[0] for row in ids}, CurrentInputs(dict(digests), dict(prints)), judged
+        return {row[:3]: row[3] for row in signs}, CurrentInputs(dict(digests), dict(prints)), judged
 
-    def _committed(self) -> dict[str, str]:
-        """Evaluation id -> folder of every committed evaluation."""
+    def _committed(self) -> "dict[Place, _Committed]":
+        """Every committed evaluation."""
         self._store.filesystem.invalidate_cache()
-        paths = self._store.filesystem.glob(f"{self._store.root}/evaluations/*/*/*/{RECORD}")
-        return {path.rsplit("/", 2)[1]: path.rsplit("/", 1)[0] for path in paths}
+        pattern = f"{self._store.root}/evaluations/*/*/*/{RECORD}"
+        listed = self._store.filesystem.glob(pattern, detail=True)
+        found = {}
+        for path, entry in listed.items():
+            folder = path.rsplit("/", 1)[0]
+            dataset, model, evaluation = folder.rsplit("/", 3)[1:]
+            place = (key_of_segment(dataset), key_of_segment(model), evaluation)
+            found[place] = _Committed(folder, listing_sign(entry))
+        return found
 
     def _update(
         self,
         connection: duckdb.DuckDBPyConnection,
-        added: Sequence[str],
-        removed: Sequence[str],
+        committed: "Mapping[Place, _Committed]",
+        added: Sequence[Place],
+        removed: Sequence[Place],
         inputs: CurrentInputs,
     ) -> None:
         connection.execute("BEGIN")
-        for table in ("evaluations", "metrics", "samples"):
+        connection.register("gone", _places(removed))
+        for table in ("evaluations", "metrics", "samples", "records"):
             connection.execute(
-                f"DELETE FROM {table} WHERE list_contains($ids, evaluation_id)", {"ids": removed}
+                f"DELETE FROM {table} WHERE (dataset, model, evaluation_id) IN "
+                "(SELECT (dataset, model, evaluation_id) FROM gone)"
             )
-        self._insert(connection, added)
+        connection.unregister("gone")
+        self._insert(connection, [committed[place].folder for place in added])
+        signs = _places(added).append_column(
+            "sign", pa.array([committed[p].sign for p in added], pa.string())
+        )
+        connection.register("signs", signs)
+        connection.execute("INSERT INTO records BY NAME SELECT * FROM signs")
+        connection.unregister("signs")
         for table, rows in (("current_models", inputs.digests), ("current_benchmarks", inputs.fingerprints)):
             connection.execute(f"DELETE FROM {table}")
             if rows:
@@ -263,6 +298,22 @@ class Catalog:
                 f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet($files, union_by_name := true)",
                 {"files": [f"{scheme}{folder}/{table}.parquet" for folder in folders]},
             )
+
+
+def _places(places: Sequence[Place]) -> pa.Table:
+    names = ("dataset", "model", "evaluation_id")
+    return pa.table({name: pa.array([p[i] for p in places], pa.string()) for i, name in enumerate(names)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """A committed evaluation: its folder, and what the listing says of its record.
+
+    Whoever changes an evaluation's files (retention) puts its record there anew, last.
+    """
+
+    folder: str
+    sign: str
 
 
 class _Judged:

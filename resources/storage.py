@@ -97,7 +97,7 @@ class Storage:
         listed: dict[str, dict[str, Any]] = self.filesystem.glob(f"{self.root}/{pattern}", detail=True)
         for full in sorted(listed):
             path = full[len(self.root) + 1 :]
-            sign = repr([listed[full].get(name) for name in ("size", "mtime", "ino", "ETag", "LastModified")])
+            sign = listing_sign(listed[full])
             known = _read_before.get((self.root, path))
             if known is None or known[0] != sign:
                 value = self.get_json(path)
@@ -133,6 +133,11 @@ class Storage:
                 "free some space or check the permissions of EVAL_STORE, then run it again: "
                 "finished samples are kept"
             ) from error
+
+
+def listing_sign(entry: Mapping[str, Any]) -> str:
+    """What a listing says of a file that differs once another file is put in its place."""
+    return repr([entry.get(name) for name in ("size", "mtime", "ino", "ETag", "LastModified")])
 
 
 def parquet(table: pa.Table) -> bytes:

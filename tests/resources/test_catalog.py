@@ -3,10 +3,11 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from resources.catalog import Catalog
+from resources.catalog import Catalog, Refresh
 from resources.errors import UserError
 from resources.records import Estimate, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
@@ -82,6 +83,60 @@ def test_an_evaluation_removed_from_the_store_leaves_the_catalogue(store: Result
     next(Path(store.root).glob("evaluations/squad/m@1/*/evaluation.json")).unlink()
     assert catalog.refresh().removed == 1
     assert query(catalog, "SELECT DISTINCT model FROM samples") == [("m@2",)]
+
+
+def test_two_versions_with_the_same_files_are_both_in_the_catalogue(store: ResultsStore) -> None:
+    """Their evaluations have the same fingerprint, so the same id: one would hide the other."""
+    for model in ("m@1", "m@copy"):
+        with store.writer(Cell("squad", model, "1" * 64)) as writer:
+            samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
+            record = {**RECORD, "model_version": model[2:]}
+            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
+    catalog = Catalog(store)
+    assert catalog.refresh().total == 2
+    asked = (
+        "SELECT model, n FROM leaderboard JOIN (SELECT model, count(*) FROM samples GROUP BY 1) USING (model)"
+    )
+    assert sorted(query(catalog, asked)) == [("m@1", 1), ("m@copy", 1)]
+    next(Path(store.root).glob("evaluations/squad/m@copy/*/evaluation.json")).unlink()
+    assert catalog.refresh().removed == 1
+    assert query(catalog, asked) == [("m@1", 1)]
+
+
+def test_an_evaluation_whose_files_were_replaced_is_read_again(store: ResultsStore) -> None:
+    """What retention took out of a samples file would otherwise stay in the catalogue for ever."""
+    commit(store, "m@1", [1.0, 0.0])
+    commit(store, "m@2", [1.0, 0.0])
+    catalog = Catalog(store)
+    catalog.refresh()
+    path = next(Path(store.root).glob("evaluations/squad/m@1/*/samples.parquet"))
+    table = pq.read_table(path)
+    prompts = pa.array([None, None], pa.string())
+    pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", prompts), path)
+    record = path.with_name("evaluation.json")
+    store.put(str(record.relative_to(store.root)), record.read_bytes())
+    assert catalog.refresh() == Refresh(added=0, removed=0, total=2, changed=1)
+    asked = "SELECT model, count(*), count(prompt) FROM samples GROUP BY 1 ORDER BY 1"
+    assert query(catalog, asked) == [("m@1", 2, 0), ("m@2", 2, 2)]
+    assert catalog.refresh().changed == 0
+
+
+def test_an_imported_evaluation_is_marked_and_never_hides_one_of_our_own(store: ResultsStore) -> None:
+    """Numbers of another program, on items that it chose, would silently stand for a model's own."""
+    ours = commit(store, "m@1", [1.0, 0.0], finished="2026-01-01T00:00:00+00:00")
+    for model in ("m@1", "m@0"):
+        with store.writer(Cell("squad", model, "2" * 64)) as writer:
+            samples = [Sample(f"x{i}", i, None, None, "p", scores={"f1": 1.0}) for i in range(9)]
+            estimate = Estimate(1.0, None, None, None, 9)
+            record = {**RECORD, "model_digest": None, "samples": 9, "origin": "lm_eval"}
+            record["finished_at"] = "2026-05-01T00:00:00+00:00"
+            writer.commit(samples, [MetricRow("f1", None, estimate)], record)
+            imported = writer.evaluation_id
+    catalog = Catalog(store)
+    catalog.refresh()
+    asked = "SELECT model, evaluation_id, origin FROM leaderboard ORDER BY model"
+    assert query(catalog, asked) == [("m@0", imported, "lm_eval"), ("m@1", ours, None)]
+    assert query(catalog, "SELECT count(*), count(origin) FROM history") == [(3, 2)]
 
 
 def test_every_output_of_an_item_and_the_sampling_share_can_be_asked_for(store: ResultsStore) -> None:
