@@ -48,7 +48,7 @@ sql: $(VENV)/.installed ## Query the results: Q="select * from leaderboard" make
 	@$(BIN)/python -m eval_assets sql $${Q:+"$$Q"}
 
 check-benchmarks: $(VENV)/.installed ## Validate and list the benchmarks (yours: EVAL_BENCHMARKS=folder)
-	@$(BIN)/python -m eval_assets check-benchmarks
+	@$(BIN)/python -m eval_assets benchmarks list
 
 ##@ Develop
 setup: $(VENV)/.installed ## Create .venv and install everything pinned in constraints.txt

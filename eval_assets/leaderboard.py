@@ -1,7 +1,8 @@
 """Asset `leaderboard`: the DuckDB catalogue and the table that people look at first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -38,48 +39,53 @@ class Row:
         return (self.benchmark, self.model, self.metric, self.score, self.interval, self.n, self.against)
 
 
-def leaderboard_rows(catalog: Catalog) -> list[Row]:
-    """The current evaluation of each cell, compared with that of the version in production.
+def leaderboard_cells(catalog: Catalog) -> list[dict[str, Any]]:
+    """The current evaluation of each cell, compared with that of the version in production, as plain data.
 
     The comparison is paired, sample by sample, and its verdict is that of `verdicts`.
     """
     with catalog.connect() as connection:
         found = connection.execute(
             """
-            SELECT l.dataset, l.model || CASE WHEN d.model IS NULL THEN '' ELSE ' (deleted)' END,
-                   l.metric, l.value, l.ci_low, l.ci_high, l.n, l.items_available, l.status,
-                   c.baseline, c.verdict, c.difference, c.ci_low, c.ci_high
+            SELECT l.dataset AS benchmark, l.model, d.model IS NOT NULL AS deleted, l.metric, l.value,
+                   l.stderr, l.ci_low, l.ci_high, l.n, l.items_available, l.higher_is_better, l.status,
+                   l.finished_at, l.evaluation_id, c.baseline, c.verdict, c.difference,
+                   c.ci_low AS difference_low, c.ci_high AS difference_high
             FROM leaderboard l
             LEFT JOIN comparisons c
               ON c.dataset = l.dataset AND c.model = l.model AND c.candidate_evaluation = l.evaluation_id
             LEFT JOIN deleted_models d ON d.model = l.model
             ORDER BY l.dataset, l.model
             """
-        ).fetchall()
-    rows = []
-    for (
-        dataset,
-        model,
-        metric,
-        value,
-        low,
-        high,
-        n,
-        available,
-        status,
-        baseline,
-        name,
-        *difference,
-    ) in found:
-        if status != "valid":
-            score, interval, verdict = "not valid", "", "samples with errors: see the cell's checks"
-        else:
-            score = _number(value)
-            interval = "" if low is None else f"{_number(low)} to {_number(high)}"
-            verdict = _verdict(baseline, name, difference)
-        count = f"{n:,}" if n == available else f"{n:,} of {available:,}"
-        rows.append(Row(dataset, model, metric, score, interval, count, verdict))
-    return rows
+        )
+        names = [column[0] for column in found.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def leaderboard_rows(catalog: Catalog) -> list[Row]:
+    """`leaderboard_cells` as people read them."""
+    return [row_of(cell) for cell in leaderboard_cells(catalog)]
+
+
+def row_of(cell: Mapping[str, Any]) -> Row:
+    """One of `leaderboard_cells` as people read it."""
+    n, available = cell["n"], cell["items_available"]
+    score, interval, verdict = "not valid", "", "samples with errors: see the cell's checks"
+    if cell["status"] == "valid":
+        low, high = cell["ci_low"], cell["ci_high"]
+        score = _number(cell["value"])
+        interval = "" if low is None else f"{_number(low)} to {_number(high)}"
+        difference = [cell[name] for name in ("difference", "difference_low", "difference_high")]
+        verdict = _verdict(cell["baseline"], cell["verdict"], difference)
+    return Row(
+        benchmark=cell["benchmark"],
+        model=cell["model"] + (" (deleted)" if cell["deleted"] else ""),
+        metric=cell["metric"],
+        score=score,
+        interval=interval,
+        n=f"{n:,}" if n == available else f"{n:,} of {available:,}",
+        against=verdict,
+    )
 
 
 def _verdict(baseline: str | None, name: str | None, difference: Sequence[float | None]) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 import tokenizers
 import torch
 import transformers
@@ -27,7 +26,8 @@ from resources.engines import (
     Step,
 )
 from resources.engines.branching import Branching
-from resources.engines.checkpoint import context_length, one_line
+from resources.engines.chat import render_chat
+from resources.engines.checkpoint import context_length
 from resources.engines.choosing import Running
 from resources.engines.memory import Limits, Memory, is_out_of_memory, out_of_memory_line, release
 from resources.engines.meter import BatchTooLargeError, Meter
@@ -123,27 +123,7 @@ class TransformersEngine:
 
     def apply_chat_template(self, messages: Sequence[ChatMessage]) -> str:
         """As the protocol says. Raises UserError where the model has no template, or its template fails."""
-        if not self._tokenizer.chat_template:
-            raise UserError(
-                f"model {self._path} has no chat template; evaluate it without 'chat' "
-                "or add its chat_template.jinja"
-            )
-        begun = bool(messages) and messages[-1]["role"] == "assistant"
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tokenize=False,
-                    add_generation_prompt=not begun,
-                    continue_final_message=begun,
-                )
-            )
-        except Exception as error:  # a template is a program of the model's author: it may raise anything
-            line = _template_line(error)
-            raise UserError(
-                f"the chat template of model {self._path} failed{f' in line {line}' if line else ''}: "
-                f"{one_line(error)}; change the conversation or mend the template"
-            ) from error
+        return render_chat(self._tokenizer, messages, self._path)
 
     def loglikelihoods(
         self, requests: Sequence[LoglikelihoodRequest], answered: Collection[int] = ()
@@ -327,15 +307,3 @@ class TransformersEngine:
                 device=self._device,
             )
         return Running(prompt, request, completion, processors)
-
-
-def _template_line(error: BaseException) -> int | None:
-    """The line of a Jinja template in which an exception arose, where Jinja knows it."""
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return error.lineno
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == "<template>":
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line

@@ -76,7 +76,7 @@ def test_a_wrong_benchmark_file_stops_the_code_location_with_one_line(
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "bad.yaml").write_text(yaml)
     result = subprocess.run(
-        [sys.executable, "-m", "eval_assets", "check-benchmarks"],
+        [sys.executable, "-m", "eval_assets", "benchmarks", "list"],
         cwd=ROOT,
         capture_output=True,
         text=True,

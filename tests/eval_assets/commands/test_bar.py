@@ -4,8 +4,9 @@ import time
 
 import pytest
 
+from eval_assets.commands.bar import Bar
+from eval_assets.commands.output import Output
 from eval_assets.progress import Progress
-from eval_assets.terminal import _Bar
 from resources.results import Cell
 
 CELL = Cell("capitals", "tiny@1", "f" * 64)
@@ -24,7 +25,7 @@ def test_on_a_pipe_progress_is_a_line_at_most_every_ten_seconds(
     """In a log of CI nobody sees a progress bar; five lines a second would hide everything else."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with _Bar(2, 200, 2000) as bar:
+    with Bar(Output().console, 2, 200, 2000) as bar:
         for second in range(1, 36):
             now[0] = float(second)
             bar.update(progress(second))

@@ -1,51 +1,59 @@
-"""What a person or a CI decides: gate, A/B comparison, rollback, trying again, removing a partition."""
+"""``gate``, ``rollback``, ``retry``, ``forget``: what a person or a CI decides."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from rich.table import Table
+import click
 
-from eval_assets import comparing
-from eval_assets.attempts import clear
-from eval_assets.comparing import COLUMNS, compare_cells, inert, shown
-from eval_assets.partitions import SUITE
-from eval_assets.promotion import ROLLBACK, record_move
-from eval_assets.reconciling import judgement
-from eval_assets.runs import Runs
-from eval_assets.terminal import console, evaluate_grid
-from resources.errors import TransientError, UserError
-from resources.keys import ModelKey
+from eval_assets.commands.output import MODEL, Output, benchmarks_option, output
+
+if TYPE_CHECKING:
+    from eval_assets.runs import Runs
 
 PASSED, FAILED, NOT_DECIDED = 0, 1, 2
 _STATUS = {"first": PASSED, "passed": PASSED, "failed": FAILED}
 
 
-def gate(key: str, *, run: bool, summary: Path | None, junit: Path | None) -> int:
-    """Say whether a version has passed: 0 yes, 1 no, 2 not decided.
+@click.command()
+@click.argument("model", type=MODEL)
+@click.option("--run", is_flag=True, help="first evaluate and judge what is missing")
+@click.option("--summary", type=click.Path(path_type=Path), help="append a Markdown summary to this file")
+@click.option("--junit", type=click.Path(path_type=Path), help="write a JUnit file")
+@output
+def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path | None) -> None:
+    """Has a version passed? Exits with 0 (passed), 1 (failed) or 2 (not decided), for a CI."""
+    from eval_assets.commands.evaluating import evaluate_grid
+    from eval_assets.partitions import SUITE
+    from eval_assets.runs import Runs
+    from resources.errors import UserError
+    from resources.keys import ModelKey
 
-    `run` evaluates and judges it first, as far as that is missing. `summary` is appended to as Markdown (the
-    summary of a CI's step), `junit` is written.
-    """
-    ModelKey.parse(key)
+    key = str(ModelKey.parse(model))
     runs = Runs()
     entry = runs.tracking.entry_of(key)
     if run:
-        evaluate_grid([*_compared_with(runs, key), key], entry.datasets(SUITE), force=False)
+        evaluated = evaluate_grid(out, [*_compared_with(runs, key), key], entry.datasets(SUITE), force=False)
+        if evaluated["failures"]:
+            raise UserError("; ".join(evaluated["failures"]))
     verdict = _todays_verdict(runs, key)
     text = markdown(verdict)
-    console.print(text, markup=False, soft_wrap=True)
+    out.say(text)
+    out.document(verdict)
     if summary is not None:
         with summary.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
     if junit is not None:
         junit.write_bytes(junit_xml(verdict))
-    return _STATUS.get(verdict["status"], NOT_DECIDED)
+    sys.exit(_STATUS.get(verdict["status"], NOT_DECIDED))
 
 
-def _compared_with(runs: Runs, key: str) -> list[str]:
+def _compared_with(runs: "Runs", key: str) -> list[str]:
     """The version that it is compared with, which a CI's own Dagster instance may never have seen."""
+    from resources.keys import ModelKey
+
     name = ModelKey.parse(key).name
     baseline = runs.look.production([key]).get(name)
     if baseline is None:
@@ -53,8 +61,11 @@ def _compared_with(runs: Runs, key: str) -> list[str]:
     return [baseline] if baseline != key else []
 
 
-def _todays_verdict(runs: Runs, key: str) -> Mapping[str, Any]:
+def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
     """The verdict on the version as its files and benchmarks are now; an earlier one decides nothing."""
+    from eval_assets.reconciling import judgement
+    from resources.keys import ModelKey
+
     nothing: dict[str, Any] = {
         "model": key, "baseline": None, "status": "undecided", "action": "", "cells": [], "missing": {},
     }  # fmt: skip
@@ -73,6 +84,9 @@ def _todays_verdict(runs: Runs, key: str) -> Mapping[str, Any]:
 
 def markdown(verdict: Mapping[str, Any]) -> str:
     """A stored verdict as Markdown, for a pull request."""
+    from eval_assets import comparing
+    from eval_assets.comparing import inert
+
     mark = {PASSED: "✅", FAILED: "❌"}.get(_STATUS.get(verdict["status"], NOT_DECIDED), "❔")
     against = f" against `{verdict['baseline']}`" if verdict["baseline"] else ""
     lines = [
@@ -113,32 +127,17 @@ def junit_xml(verdict: Mapping[str, Any]) -> bytes:
     return content
 
 
-def compare_versions(candidate: str, baseline: str, datasets: Sequence[str]) -> None:
-    """Print how two versions differ on each benchmark that both were evaluated on."""
-    runs = Runs()
-    for key in (candidate, baseline):
-        if runs.store.model_version(str(ModelKey.parse(key))) is None:
-            raise UserError(f"model version {key} is not registered: run 'make register'")
-    entry = runs.tracking.entry_of(candidate)
-    table = Table(*COLUMNS)
-    reasons = []
-    for dataset in datasets or entry.datasets(SUITE):
-        try:
-            cell = compare_cells(runs.look.cells, candidate, baseline, dataset)
-        except UserError as error:
-            reasons.append(str(error))
-            continue
-        table.add_row(*shown(cell.as_row()))
-    if not table.row_count:
-        raise UserError(f"nothing to compare: {'; '.join(reasons)}")
-    console.print(f"{candidate} against {baseline}")
-    console.print(table)
-    for reason in reasons:
-        console.print(f"not compared: {reason}", markup=False, soft_wrap=True)
+@click.command()
+@click.argument("name")
+@click.option("--to", "version", help="the version; by default the one that was in production before")
+@output
+def rollback(out: Output, name: str, version: str | None) -> None:
+    """Put the version before back into production."""
+    from eval_assets.promotion import ROLLBACK, record_move
+    from eval_assets.runs import Runs
+    from resources.errors import UserError
+    from resources.keys import ModelKey
 
-
-def rollback(name: str, version: str | None) -> None:
-    """Point the alias of what is in production back to the version before, or to the one that is named."""
     runs = Runs()
     entry = runs.tracking.entry(name)
     if entry is None or entry.baseline.alias is None:
@@ -163,31 +162,49 @@ def rollback(name: str, version: str | None) -> None:
     runs.registry.revision(ModelKey.parse(f"{name}@{version}"))
     runs.registry.move_alias(name, alias, version, now)
     record_move(runs.store, name, alias, now, version, ROLLBACK)
-    console.print(f"{name}: {alias} moved from {now} back to {version}")
+    out.say(f"{name}: {alias} moved from {now} back to {version}")
+    out.document({"name": name, "alias": alias, "from": now, "to": version})
 
 
-def retry(key: str, datasets: Sequence[str]) -> None:
-    """Have the automation try again what it has given up of a model version (or of a benchmark)."""
-    runs = Runs()
-    count = clear(runs.instance, key, datasets)
+@click.command()
+@click.argument("model", type=MODEL)
+@benchmarks_option
+@output
+def retry(out: Output, model: str, benchmarks: Sequence[str]) -> None:
+    """Have the automation try again what it gave up of a model version or benchmark."""
+    from eval_assets.attempts import clear
+    from eval_assets.runs import Runs
+    from resources.errors import UserError
+
+    key, runs = model, Runs()
+    count = clear(runs.instance, key, benchmarks)
     if not count:
         raise UserError(f"{key}: no failed runs are remembered; nothing to try again")
     runs.store.forget_given_up(key)
-    console.print(f"{key}: {count} failed runs forgotten; the sensor tries again at its next look")
+    out.say(f"{key}: {count} failed runs forgotten; the sensor tries again at its next look")
+    out.document({"model": key, "forgotten": count})
 
 
-def forget(key: str) -> None:
-    """Remove the partition of a version that its registry has no more; its results stay."""
-    runs = Runs()
-    model = ModelKey.parse(key)
+@click.command()
+@click.argument("model", type=MODEL)
+@output
+def forget(out: Output, model: str) -> None:
+    """Remove the partition of a version that is deleted in its registry; its results stay."""
+    from eval_assets.runs import Runs
+    from resources.errors import TransientError, UserError
+    from resources.keys import ModelKey
+
+    key, runs = model, Runs()
+    parsed = ModelKey.parse(key)
     if key not in runs.instance.get_dynamic_partitions("model"):
         raise UserError(f"model version {key} has no partition: name one that the UI shows")
     try:
-        runs.registry.revision(model)
+        runs.registry.revision(parsed)
     except TransientError:
         raise
     except UserError:
         runs.instance.delete_dynamic_partition("model", key)
-        console.print(f"{key}: its partition is removed; its results stay in {runs.store.root}")
+        out.say(f"{key}: its partition is removed; its results stay in {runs.store.root}")
+        out.document({"model": key, "partition": "removed"})
         return
     raise UserError(f"model version {key} is still in its registry: delete it there first")

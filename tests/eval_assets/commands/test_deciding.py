@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from eval_assets.deciding import junit_xml, markdown
+from eval_assets.commands.deciding import junit_xml, markdown
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Automation, make_worse
 
