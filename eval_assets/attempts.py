@@ -21,6 +21,7 @@ from eval_assets.reconciling import Failures, Task, Work
 from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
 from resources.pods.tags import AS_IT_IS, DATASETS_TAG, IN_FLIGHT, TAKEN_AWAY, TASKS_TAG, ending_of
+from resources.settings import Settings
 
 WORK_TAG = "eval/work"
 PRIORITY_TAG = "dagster/priority"
@@ -144,6 +145,12 @@ def begin(context: Context) -> None:
         copied[_RETRY_TAG] = "false"
     process = f"{socket.gethostname()}:{os.getpid()}:{run.run_id}"
     context.instance.add_run_tags(run.run_id, {PROCESS_TAG: process, **copied})
+    launched_by = (Settings.from_environment().pod or {}).get("dagster", dg.__version__)
+    if launched_by != dg.__version__:
+        context.log.warning(
+            f"a daemon with dagster {launched_by} launched this run, whose image has {dg.__version__}: "
+            "deploy webserver, daemon and runs from one image"
+        )
 
 
 def interrupted_by(what: str) -> dict[str, str]:

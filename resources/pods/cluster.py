@@ -73,6 +73,18 @@ class Cluster:
         grace = {"grace_period_seconds": 0} if at_once else {}
         self._gone_is_fine(lambda: self._core.delete_namespaced_pod(pod, self.namespace, **grace, **_RAW))
 
+    def log(self, pod: str, lines: int = 50) -> str:
+        """The end of a pod's log; empty where there is none to be had any more."""
+        try:
+            answer = self._call(
+                lambda: self._core.read_namespaced_pod_log(
+                    pod, self.namespace, tail_lines=lines, limit_bytes=100_000, **_RAW
+                )
+            )
+        except UserError:
+            return ""
+        return bytes(answer.data).decode(errors="replace")
+
     def _list(self, call: Callable[..., Any], **selectors: str) -> tuple[list[dict[str, Any]], datetime]:
         answer = self._call(lambda: call(self.namespace, **selectors, **_RAW))
         # Its objects' times are its own clock's, so they are compared with that and not with ours.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import dagster
 from dagster_k8s.job import USER_DEFINED_K8S_CONFIG_KEY, get_user_defined_k8s_config
 
 from resources.errors import UserError
@@ -38,7 +39,7 @@ def pod_config(
     nodes: list[Nodes] = [offer, *([offer.spot] if size.spot and offer.spot is not None else [])]
     memory, storage = _mebibytes(size.memory), _mebibytes(size.storage)
     limits = {"cpu": f"{size.cores:g}", "memory": memory, "ephemeral-storage": storage}
-    record = {**identity(size), "team": labels.get("team") or None}
+    record = {**identity(size), "team": labels.get("team") or None, "dagster": dagster.__version__}
     container: Config = {
         "resources": {"requests": dict(limits), "limits": limits},
         "env": [

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -56,6 +56,9 @@ class _Trouble:
     waits: bool = field(default=False)
 
 
+_NO_PACKAGE = re.compile(r"No module named '?(?P<module>(?:eval_assets|resources|dagster\w*)[\w.]*)'?")
+_OTHER_DAGSTER = re.compile(r"DeserializationError|Attempted to deserialize|No such (?:option|command)")
+_START_ERRORS = {"StartError", "ContainerCannotRun"}
 _NEVER_STARTS = {
     "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError",
     "CreateContainerError", "RunContainerError", "CrashLoopBackOff",
@@ -109,6 +112,9 @@ def _pod_over(pod: Object, now: datetime) -> Finding | None:
                 Kind.OUT_OF_MEMORY,
                 limit,
             )
+        if ended.get("reason") in _START_ERRORS:
+            text = f"{_image(pod)} can't be started: {_line(ended.get('message') or ended['reason'])}"
+            return Finding(State.FAILED, text, Kind.UNABLE)
     if status.get("reason") == "DeadlineExceeded":
         seconds = pod["spec"].get("activeDeadlineSeconds")
         return Finding(State.FAILED, f"it ran longer than its deadline of {seconds} s", Kind.DEADLINE)
@@ -229,6 +235,35 @@ def _crash(pod: Object) -> str:
             signal = f" (signal {ended['exitCode'] - 128})" if ended["exitCode"] > 128 else ""
             return f"its process ended with status {ended['exitCode']}{signal}; its log says why"
     return f"its pod failed: {_line(pod.get('status', {}).get('message') or 'no reason given')}"
+
+
+def explained(crash: Finding, log: str, pod: Object) -> Finding:
+    """What a process that ended before its run began says of why: in its log's last lines.
+
+    An image of something else, or of another version than the daemon's, fails every run in the same way.
+    """
+    lines = [line for line in map(_line, log.splitlines()) if line]
+    for line in reversed(lines):
+        if found := _NO_PACKAGE.search(line):
+            text = (
+                f"{_image(pod)} has no package {found['module']}: "
+                "build it from the project's Dockerfile ('make image'), or correct the image's name"
+            )
+            return Finding(State.UNABLE, text, Kind.UNABLE)
+        if _OTHER_DAGSTER.search(line):
+            text = (
+                f"{_image(pod)} has another version of Dagster than the daemon that launched the run: "
+                f"deploy webserver, daemon and runs from one image ({line})"
+            )
+            return Finding(State.UNABLE, text, Kind.UNABLE)
+    if not lines:
+        return crash
+    return replace(crash, reason=f"{crash.reason.removesuffix('; its log says why')}: {lines[-1]}")
+
+
+def _image(pod: Object) -> str:
+    images = [str(container.get("image")) for container in pod.get("spec", {}).get("containers", [])]
+    return f"image {', '.join(images)}"
 
 
 def _memory_limit(pod: Object, name: str) -> int | None:

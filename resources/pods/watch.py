@@ -20,7 +20,7 @@ import dagster as dg
 from resources.errors import TransientError, UserError
 from resources.pods.catalogue import CPU, Catalogue
 from resources.pods.cluster import Cluster, ClusterSilentError
-from resources.pods.diagnosis import Finding, Seen, State, diagnose
+from resources.pods.diagnosis import Finding, Seen, State, diagnose, explained
 from resources.pods.queueing import Waiting, admit
 from resources.pods.tags import AS_IT_IS, CLASS_TAG, COUNT_TAG, ENDED_TAG, Kind, is_planned
 
@@ -68,6 +68,7 @@ class PodWatch:
         self._over_since: dict[str, float] = {}
         self._launched: dict[str, float] = {}
         self._troubled: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
         self._known_catalogue = Catalogue()
         self._queue = False
 
@@ -147,7 +148,7 @@ class PodWatch:
         else:
             self._start_waiting(waiting, busy, catalogue)
         self._clean(set(runs), seen, now)
-        for memory in (self._said, self._over_since, self._launched, self._troubled):
+        for memory in (self._said, self._over_since, self._launched, self._troubled, self._ended):
             for gone in set(memory) - set(runs) - set(seen):
                 del memory[gone]
 
@@ -200,6 +201,9 @@ class PodWatch:
             if run.status is dg.DagsterRunStatus.STARTING:
                 self._wait(run, found.reason)
         elif found.state is State.UNABLE or found.state is State.FAILED:
+            if found.kind is Kind.CRASHED and run.status is dg.DagsterRunStatus.STARTING and seen.pods:
+                pod = seen.pods[0]
+                found = explained(found, self._cluster.log(pod["metadata"]["name"]), pod)
             self._fail(run, found, seen)
         elif found.state is State.ABSENT:
             self._fail_if_lasting(
@@ -246,6 +250,9 @@ class PodWatch:
     def _clean(self, active: set[str], seen: Mapping[str, Seen], now: datetime) -> None:
         """Remove the Jobs of runs that are over, whoever ended them, where a pod is still at work."""
         for run_id, there in seen.items():
+            if run_id not in active and run_id not in self._ended:
+                self._ended[run_id] = time.monotonic()
+                self._explain(run_id, there)
             alive = [
                 pod for pod in there.pods if pod.get("status", {}).get("phase") in ("Pending", "Running")
             ]
@@ -257,6 +264,31 @@ class PodWatch:
             since = self._over_since.setdefault(run_id, time.monotonic())
             if time.monotonic() - since >= LEAVE_SECONDS:
                 self._remove(there, lost=diagnose(there, now).kind is Kind.NODE_LOST)
+
+    def _explain(self, run_id: str, seen: Seen) -> None:
+        """Say of a run that its own process failed before it began what kept it from that.
+
+        The process reports only that it could not load the job; the reason is a traceback's last line.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.status is not dg.DagsterRunStatus.FAILURE or ENDED_TAG in run.tags:
+            return
+        if self._instance.get_run_stats(run_id).start_time is not None:
+            return
+        errors = [
+            entry.dagster_event.engine_event_data.error
+            for entry in self._instance.all_logs(run_id, dg.DagsterEventType.ENGINE_EVENT)
+            if entry.dagster_event is not None
+        ]
+        error = next((error for error in reversed(errors) if error is not None), None)
+        if error is None:
+            return
+        while error.cause is not None:
+            error = error.cause
+        crash = Finding(State.FAILED, "its process could not load the job", Kind.UNABLE)
+        found = explained(crash, error.message, seen.pods[0] if seen.pods else {})
+        self._instance.add_run_tags(run_id, {**_ended(run_id, found), "dagster/max_retries": "0"})
+        self._say(run, f"{found.kind}: {found.reason}")
 
     def _remove(self, seen: Seen, *, lost: bool) -> None:
         if seen.job is not None:
@@ -298,15 +330,19 @@ def fail_run(
     now = instance.get_run_by_id(run.run_id)
     if now is None or now.is_finished:
         return False
-    ended: dict[str, Any] = {"run": run.run_id, "kind": kind, "reason": reason}
-    if memory is not None:
-        ended["memory"] = memory
-    tags = {ENDED_TAG: json.dumps(ended)}
+    tags = _ended(run.run_id, Finding(State.FAILED, reason, kind, memory))
     if kind in AS_IT_IS:
         tags["dagster/max_retries"] = "0"
     instance.add_run_tags(run.run_id, tags)
     instance.report_run_failed(now, f"{kind}: {reason}" if kind is not None else reason)
     return True
+
+
+def _ended(run_id: str, found: Finding) -> dict[str, str]:
+    ended: dict[str, Any] = {"run": run_id, "kind": found.kind, "reason": found.reason}
+    if found.memory is not None:
+        ended["memory"] = found.memory
+    return {ENDED_TAG: json.dumps(ended)}
 
 
 def _devices(run: dg.DagsterRun) -> tuple[str, int]:

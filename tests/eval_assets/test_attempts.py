@@ -1,5 +1,7 @@
 """What runs say of their tasks: Dagster's tags are the only memory that the automation has."""
 
+import json
+import logging
 import os
 import socket
 import subprocess
@@ -113,3 +115,26 @@ def test_a_cell_that_is_given_up_a_second_time_is_told_again(
         assert len(events) == expected
         for event in events:
             instance.report_runless_asset_event(event)
+
+
+def test_a_run_launched_by_another_version_of_dagster_says_so(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an upgrade is hard to see in what fails later because of it."""
+    said: list[str] = []
+
+    class Context:
+        run = run_of(instance, {})
+        log = logging.getLogger("skew")
+
+        def __init__(self) -> None:
+            self.instance = instance
+
+    monkeypatch.setattr(Context.log, "warning", said.append)
+    for version in (dg.__version__, "1.2.3"):
+        monkeypatch.setenv("EVAL_POD", json.dumps({"dagster": version}))
+        attempts.begin(Context())  # type: ignore[arg-type]  # all that it uses of a context
+    assert said == [
+        f"a daemon with dagster 1.2.3 launched this run, whose image has {dg.__version__}: "
+        "deploy webserver, daemon and runs from one image"
+    ]

@@ -23,7 +23,7 @@ from tests.kubernetes.access import User
 from tests.kubernetes.api import Api, merged
 from tests.kubernetes.paths import Target, discovery, target
 from tests.kubernetes.selectors import field_selector, label_selector
-from tests.kubernetes.store import ApiError, Change, Object, Selector
+from tests.kubernetes.store import ApiError, Change, Object, Selector, clock
 
 APPLY = "application/apply-patch+yaml"
 MERGES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
@@ -202,6 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             if self.server.ending.wait(0.05):
                 break
         self.close_connection = True
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(clock().timestamp() if timestamp is None else timestamp)
 
     def _send(self, code: int, body: Object | str) -> None:
         if self.muted:

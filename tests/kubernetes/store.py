@@ -110,9 +110,18 @@ def kind_of(obj: Object) -> Kind:
     return _KINDS_BY_NAME[obj["kind"]]
 
 
+AHEAD = 0.0
+"""Seconds by which the cluster's clock is ahead of this machine's; a test may set it."""
+
+
+def clock() -> datetime:
+    """The cluster's time."""
+    return datetime.now(UTC) + timedelta(seconds=AHEAD)
+
+
 def timestamp(after: float = 0) -> str:
     """The time `after` seconds from now as the API writes it."""
-    return (datetime.now(UTC) + timedelta(seconds=after)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (clock() + timedelta(seconds=after)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def uid(obj: Object) -> str:

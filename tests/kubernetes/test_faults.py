@@ -1,10 +1,12 @@
 """What happens in clusters to runs. After each: no run stuck, no Job left, every sample there, and once."""
 
+import json
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -154,6 +156,31 @@ def test_an_image_that_cannot_be_pulled_fails_its_run_within_a_minute_and_for_go
     assert any(
         text.startswith("unable to start: ") and "Pull" in text for text in lab.messages(runs[0].run_id)
     )
+
+
+NOT_INSTALLED = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "eval_assets":
+            raise ModuleNotFoundError("No module named 'eval_assets'", name=name)
+
+sys.meta_path.insert(0, Nothing())
+"""
+
+
+def test_an_image_without_our_package_fails_its_run_for_good_and_says_what_is_missing(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A traceback in a pod's log, which is gone with the pod, helps nobody who mistyped an image's name."""
+    (tmp_path / "sitecustomize.py").write_text(NOT_INSTALLED)
+    person = {"container_config": {"env": [{"name": "PYTHONPATH", "value": str(tmp_path)}]}}
+    lab.launch([cell("capitals", "tiny@1")], {"dagster-k8s/config": json.dumps(person)})
+    runs = lab.until_over(1, 90)
+    assert statuses(runs) == {"FAILURE": 1}
+    wanted = "unable to start: image evaluation:test has no package eval_assets: build it"
+    lab.until(lambda runs: any(text.startswith(wanted) for text in lab.messages(runs[0].run_id)), 30)
 
 
 def test_a_run_without_a_free_gpu_waits_and_says_so(lab: Lab) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from resources.pods.diagnosis import Finding, Seen, State, diagnose, quantity
+from resources.pods.diagnosis import Finding, Seen, State, diagnose, explained, quantity
 from resources.pods.tags import Kind
 
 NOW = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
@@ -201,3 +201,49 @@ def test_a_volume_that_cannot_be_mounted_is_named() -> None:
 )
 def test_quantities_are_read_as_kubernetes_writes_them(text: str, number: float) -> None:
     assert quantity(text) == number
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            "Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'eval_assets'\n",
+            "image e:1 has no package eval_assets: build it from the project's Dockerfile ('make image'), or "
+            "correct the image's name",
+        ),
+        (
+            "/usr/bin/python3: No module named dagster\n",
+            "image e:1 has no package dagster: build it from the project's Dockerfile ('make image'), or "
+            "correct the image's name",
+        ),
+        (
+            'dagster_shared.serdes.errors.DeserializationError: Attempted to deserialize class "New"\n',
+            "image e:1 has another version of Dagster than the daemon that launched the run: deploy "
+            "webserver, daemon and runs from one image (dagster_shared.serdes.errors.DeserializationError: Attempted to "
+            'deserialize class "New")',
+        ),
+    ],
+)
+def test_an_image_that_is_not_ours_is_named_and_not_tried_again(log: str, reason: str) -> None:
+    crash = Finding(State.FAILED, "its process ended with status 1; its log says why", Kind.CRASHED)
+    there = pod("Failed")
+    there["spec"]["containers"][0]["image"] = "e:1"
+    assert explained(crash, log, there) == Finding(State.UNABLE, reason, Kind.UNABLE)
+
+
+def test_the_last_word_of_a_process_that_ended_early_is_its_reason() -> None:
+    """The pod's log is gone with the pod."""
+    crash = Finding(State.FAILED, "its process ended with status 1; its log says why", Kind.CRASHED)
+    found = explained(crash, "starting\nOSError: no space left on device\n\n", pod("Failed"))
+    assert found.reason == "its process ended with status 1: OSError: no space left on device"
+    assert found.kind is Kind.CRASHED
+    assert explained(crash, "", pod("Failed")) == crash
+
+
+def test_an_image_without_the_command_is_not_tried_again() -> None:
+    ended = {"terminated": {"exitCode": 128, "reason": "StartError", "message": 'exec: "dagster": not found'}}
+    there = pod("Failed", container=ended)
+    there["spec"]["containers"][0]["image"] = "e:1"
+    found = diagnose(Seen(job(), [there]), NOW)
+    assert (found.state, found.kind) == (State.FAILED, Kind.UNABLE)
+    assert found.reason == 'image e:1 can\'t be started: exec: "dagster": not found'
