@@ -219,8 +219,8 @@ def test_quantities_are_read_as_kubernetes_writes_them(text: str, number: float)
         (
             'dagster_shared.serdes.errors.DeserializationError: Attempted to deserialize class "New"\n',
             "image e:1 has another version of Dagster than the daemon that launched the run: deploy "
-            "webserver, daemon and runs from one image (dagster_shared.serdes.errors.DeserializationError: Attempted to "
-            'deserialize class "New")',
+            "webserver, daemon and runs from one image "
+            '(dagster_shared.serdes.errors.DeserializationError: Attempted to deserialize class "New")',
         ),
     ],
 )
