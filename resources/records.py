@@ -117,6 +117,12 @@ class MetricRow:
         """The estimate as a row of `METRIC_SCHEMA`."""
         return {"metric": self.metric, "group": self.group, **asdict(self.estimate)}
 
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "MetricRow":
+        """The inverse of `as_row`; also of rows that were written before some columns were there."""
+        values = {f.name: row[f.name] for f in fields(Estimate) if f.name in row}
+        return cls(row["metric"], row["group"], Estimate(**values))
+
 
 _SCORES_TYPE = pa.map_(pa.string(), pa.float64())
 _OUTPUT_TYPE = pa.struct(

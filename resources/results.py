@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from resources.keys import key_of_segment, path_segment
 from resources.lease import Lease
-from resources.records import Sample
+from resources.records import MetricRow, Sample
 from resources.storage import Storage
-from resources.writer import COMMITTED, RECORD, SAMPLES, Cell, EvaluationWriter
+from resources.writer import COMMITTED, METRICS, RECORD, SAMPLES, Cell, EvaluationWriter
 
 __all__ = [
     "RECORD",
@@ -214,6 +214,11 @@ class ResultsStore(Storage):
         """All samples of a committed evaluation, in the order of their items."""
         table = self.get_table(f"{self._folder_of(record)}/{SAMPLES}")
         return [Sample.from_row(row) for row in table.to_pylist()]
+
+    def metrics(self, record: Mapping[str, Any]) -> list[MetricRow]:
+        """All metrics of a committed evaluation: those of the whole first, then those of its groups."""
+        table = self.get_table(f"{self._folder_of(record)}/{METRICS}")
+        return [MetricRow.from_row(row) for row in table.to_pylist()]
 
     def _folder(self, cell: Cell, attempt: int) -> str:
         return (

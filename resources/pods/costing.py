@@ -117,7 +117,9 @@ def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> M
     found = [
         record
         for record in store.evaluations_of(f"{name}@*", path_segment(dataset))
-        if (record.get("accelerator_class") or CPU) == accelerator and record.get("samples")
+        if (record.get("accelerator_class") or CPU) == accelerator
+        and record.get("samples")
+        and record.get("origin") is None  # what was imported ran on something else
     ]
     return max(found, key=lambda record: str(record.get("finished_at")), default=None)
 
