@@ -19,6 +19,9 @@ from resources.errors import TransientError, UserError
 _read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
 """(root, path) -> (what the listing said of it, its content) of small files that are read again and again."""
 
+_CONTENT_TYPE = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
+"""How the file system of a scheme takes a file's content type; others guess it or have none."""
+
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """fsspec's file system of a path or URL, and the path in it.
@@ -29,10 +32,6 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         filesystem, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(f"{url} can't be opened: {' '.join(str(error).split())}") from None
-    if not str(path).strip("/") and "://" in url:
-        raise UserError(
-            f"{url} names no bucket or folder: write it as {url.split(chr(58))[0]}://bucket/folder"
-        )
     return filesystem, str(path)
 
 
@@ -53,12 +52,14 @@ class Storage:
         """Whether there is a file or folder."""
         return bool(self.filesystem.exists(f"{self.root}/{path}"))
 
-    def put(self, path: str, content: bytes) -> None:
-        """Put a file in its place, whole or not at all."""
+    def put(self, path: str, content: bytes, content_type: str | None = None) -> None:
+        """Put a file in its place, whole or not at all; `content_type` is how an object store serves it."""
         full = f"{self.root}/{path}"
         with self.writing(path):
             if not self.is_local:
-                self.filesystem.pipe_file(full, content)
+                option = _CONTENT_TYPE.get(self.scheme)
+                options = {option: content_type} if option and content_type else {}
+                self.filesystem.pipe_file(full, content, **options)
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,135 @@
+"""The report of a results store: what goes into it, and building it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import duckdb
+
+from eval_assets.report import naming
+from eval_assets.report.cell_page import cell_page, damaged_page
+from eval_assets.report.comparison_page import comparison_page
+from eval_assets.report.index_page import index_page, leaderboard_table
+from eval_assets.report.model_page import model_page
+from eval_assets.report.reading import Comparison, Evaluation, Results, read_results
+from eval_assets.report.rendering import Assets, code_digest
+from eval_assets.report.writing import Page, publish
+from resources.catalog import Catalog
+from resources.keys import key_of_segment
+from resources.results import ResultsStore
+
+FOLDER = "reports"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of the samples the site holds; the rest is in the results store.
+
+    `items`: samples on all cells' pages together, those of the latest evaluations first, and as many on the
+    comparisons' pages. `items_per_page`: of one cell or comparison. `characters`: of one prompt or output.
+    """
+
+    items: int = 200_000
+    items_per_page: int = 20_000
+    characters: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was built: its index's path or URL, what became of its pages, and how long it took."""
+
+    index: str
+    pages_written: int
+    pages_kept: int
+    pages_removed: int
+    seconds: float
+
+
+def build_report(
+    store: ResultsStore,
+    *,
+    ui: str = "",
+    limits: Limits | None = None,
+    on_page: Callable[[int, int], None] = lambda *_: None,
+) -> Report:
+    """Bring the site in the store's folder ``reports`` up to date with the catalogue, as that is.
+
+    Only what changed since the last build is written. `ui` is where people open Dagster, for links to runs.
+    `on_page` is told how many of how many pages are done. Raises UserError without a catalogue, and where
+    something can't be read or written; what was there before is then still whole.
+    """
+    started = time.monotonic()
+    with Catalog(store).connect() as connection:
+        results = read_results(connection, in_production(store))
+        pages = site(results, connection, limits or Limits(), ui.rstrip("/"))
+        done = publish(store, FOLDER, Assets(), pages, code_digest(), on_page)
+    scheme = "" if store.is_local else f"{store.scheme}://"
+    return Report(
+        f"{scheme}{store.root}/{FOLDER}/{naming.INDEX}",
+        done.written,
+        done.kept,
+        done.removed,
+        time.monotonic() - started,
+    )
+
+
+def in_production(store: ResultsStore) -> frozenset[str]:
+    """The versions to which an alias points, as far as this store has recorded it."""
+    latest: dict[tuple[str, str], str] = {}
+    for path, move in store.json_files("promotions/*/*.json"):
+        name = key_of_segment(path.split("/")[1])
+        latest[name, move["alias"]] = f"{name}@{move['to']}"
+    return frozenset(latest.values())
+
+
+def site(results: Results, connection: duckdb.DuckDBPyConnection, limits: Limits, ui: str) -> list[Page]:
+    """Every page of the site."""
+
+    @contextmanager
+    def cursor() -> Iterator[duckdb.DuckDBPyConnection]:
+        with connection.cursor() as one:
+            yield one
+
+    table = leaderboard_table(results)
+    pages = [index_page(results, table)]
+    pages += [model_page(results, table, row, cursor, ui) for row in table.rows]
+    room = _Room(limits)
+    by_age = sorted(results.comparisons.values(), key=lambda one: _judged_at(results, one), reverse=True)
+    for comparison in by_age:
+        items = room.take(comparison.n)
+        pages.append(comparison_page(results, comparison, cursor, items, limits.characters))
+    room = _Room(limits)
+    for cell in sorted(results.current.values(), key=_newest_first, reverse=True):
+        pages.append(cell_page(results, cell, cursor, room.take(cell.samples), limits.characters, ui))
+    pages += [
+        damaged_page(results, dataset, model)
+        for dataset, model in results.damaged
+        if (dataset, model) not in results.current
+    ]
+    return pages
+
+
+def _newest_first(cell: Evaluation) -> tuple[str, str, str]:
+    return str(cell.finished_at), cell.dataset, cell.model
+
+
+def _judged_at(results: Results, comparison: Comparison) -> tuple[str, str, str]:
+    """When the candidate was evaluated; what is gone comes last."""
+    _, candidate = results.sides(comparison)
+    return "" if candidate is None else str(candidate.finished_at), comparison.dataset, comparison.model
+
+
+class _Room:
+    """What is left of the samples that the site may hold."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._left, self._each = limits.items, limits.items_per_page
+
+    def take(self, samples: int) -> int:
+        """How many of a page's samples there is room for: as many as one page may have, or none."""
+        wanted = min(samples, self._each)
+        if wanted > self._left:
+            return 0
+        self._left -= wanted
+        return wanted

@@ -1,0 +1,164 @@
+"""A version: its scores and those of the versions before it, what they cost, and where they come from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from eval_assets.report import naming
+from eval_assets.report.cell_page import Cursor, Groups, by_group
+from eval_assets.report.charts import history
+from eval_assets.report.index_page import MARKS, Column, Row, Shown, Table
+from eval_assets.report.reading import Comparison, Evaluation, Results, read_metrics
+from eval_assets.report.rendering import render
+from eval_assets.report.writing import Page
+
+VERSIONS = 24
+"""How many versions of a model a history goes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A benchmark in the page's tables."""
+
+    column: Column
+    shown: Shown
+    cell: Evaluation | None
+    against: Comparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What evaluations came to in all; a sum of nothing that is known is None."""
+
+    evaluations: int
+    samples: int
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
+    accelerator_seconds: float | None
+    cost: float | None
+
+
+def total(evaluations: Sequence[Evaluation]) -> Total:
+    """The sums over evaluations."""
+
+    def known(values: Sequence[float | None]) -> float | None:
+        found = [value for value in values if value is not None]
+        return sum(found) if found else None
+
+    return Total(
+        len(evaluations),
+        sum(one.samples for one in evaluations),
+        sum(one.prompt_tokens or 0 for one in evaluations),
+        sum(one.output_tokens or 0 for one in evaluations),
+        sum(seconds(one) for one in evaluations),
+        known([one.accelerator_seconds for one in evaluations]),
+        known([one.cost for one in evaluations]),
+    )
+
+
+def seconds(one: Evaluation) -> float:
+    """How long an evaluation took, loading included."""
+    return sum(
+        phase or 0.0
+        for phase in (one.seconds_load, one.seconds_prefill, one.seconds_decode, one.seconds_score)
+    )
+
+
+def versions_beside(results: Results, model: str) -> list[str]:
+    """The versions of the same model, the oldest first: the latest ones, and always this one."""
+    name = model.rpartition("@")[0]
+    same = [one for one in results.models if one.rpartition("@")[0] == name]
+    return [one for position, one in enumerate(same) if position < VERSIONS or one == model][::-1]
+
+
+def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str) -> Page:
+    """The page of a version."""
+    path, model = row.page, row.model
+    lines = []
+    for column, shown in zip(table.columns, row.cells, strict=True):
+        cell = results.current.get((column.dataset, model))
+        if shown.state != "none":
+            lines.append(Line(column, shown, cell, results.verdict_on(cell) if cell is not None else None))
+    beside = versions_beside(results, model)
+    rows = {one.model: one for one in table.rows}
+    evaluations = results.by_model[model]
+    verdict = results.verdicts.get(model)
+    inputs = [
+        _facts(row),
+        [[asdict(line.column), line.against and asdict(line.against)] for line in lines],
+        [_facts(rows[one], rank=None, verdict="", against="") for one in beside],
+        [one.identity for one in evaluations],
+        verdict and asdict(verdict),
+        ui,
+    ]
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        groups: list[tuple[str, Groups]] = []
+        with cursor() as connection:
+            for line in lines:
+                if line.cell is not None:
+                    _, found = by_group(read_metrics(connection, line.cell), line.cell.primary_metric)
+                    if len(found.rows) > 1:
+                        groups.append((line.column.dataset, found))
+        latest = evaluations[0] if evaluations else None
+        yield (
+            path,
+            render(
+                "model.html.j2",
+                path,
+                row=row,
+                model=model,
+                latest=latest,
+                lines=lines,
+                verdict=verdict,
+                marks=MARKS,
+                link=lambda target: naming.link(path, target),
+                comparison_page=naming.comparison_page,
+                cell_page=naming.cell_page,
+                model_page=naming.model_page,
+                beside=[rows[one] for one in reversed(beside)],
+                columns=[
+                    (position, column)
+                    for position, column in enumerate(table.columns)
+                    if any(rows[one].cells[position].state != "none" for one in beside)
+                ],
+                chart=_history(table, [rows[one] for one in beside], model),
+                groups=groups,
+                evaluations=evaluations,
+                total=total(evaluations),
+                seconds=seconds,
+                packages=sorted(((latest.of_record("packages") if latest else None) or {}).items()),
+                ui=ui,
+                datasets={line.column.dataset for line in lines},
+            ),
+        )
+
+    return Page(path, inputs, files)
+
+
+def _facts(row: Row, **less: Any) -> dict[str, Any]:
+    """What a page shows of a row, not how the leaderboard colours it or where; `less` of a version beside."""
+    cells = [replace(one, shade=0, baseline=None, **less) for one in row.cells]
+    shown = replace(row, unbeaten=0, verdict="") if less else row
+    return asdict(replace(shown, cells=cells))
+
+
+def _history(table: Table, rows: Sequence[Row], model: str) -> str:
+    """The chart of the versions' scores; none where there is only one version."""
+    points = [
+        {
+            "dataset": column.dataset,
+            "metric": column.metric,
+            "version": row.model.rpartition("@")[2],
+            "value": shown.value,
+            "low": shown.low,
+            "high": shown.high,
+            "n": shown.n,
+            "current": row.model == model,
+        }
+        for row in rows
+        for column, shown in zip(table.columns, row.cells, strict=True)
+        if shown.state == "scored"
+    ]
+    return history(points, [row.model.rpartition("@")[2] for row in rows]) if len(rows) > 1 and points else ""

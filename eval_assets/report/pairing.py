@@ -1,0 +1,244 @@
+"""What two evaluations of one benchmark have in common and where they differ, beyond the recorded verdict."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval_assets.metrics import METRICS
+from eval_assets.metrics.metric import argmax, softmax
+from eval_assets.report.items import Listed, answered, asked, flags_of, rounded
+from eval_assets.report.reading import Comparison, Evaluation
+from eval_assets.report.text import visible
+from eval_assets.statistics import UNBOUNDED
+from eval_assets.verdicts import Scores, compare
+
+Sample = Mapping[str, Any]
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference, positive where the candidate is better, with its 95 % interval."""
+
+    what: str
+    n: int
+    baseline: float
+    candidate: float
+    difference: float
+    low: float | None
+    high: float | None
+    wins: int
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Of one version: what it is sure of, how often that is right, and both by confidence."""
+
+    side: str
+    confidence: float
+    right: float
+    points: Sequence[tuple[float, float, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Of one version: how many tokens its outputs have, and the share that ended at the limit.
+
+    Of choices: how often it takes the longest one.
+    """
+
+    side: str
+    mean: float
+    median: float | None
+    longest: float
+    cut: float | None
+
+
+def pairs_of(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """The items that both have, in the candidate's order."""
+    first = {row["sample_id"]: row for row in baseline}
+    return [(first[row["sample_id"]], row) for row in candidate if row["sample_id"] in first]
+
+
+def differences(
+    pairs: Sequence[tuple[Sample, Sample]], cell: Evaluation
+) -> tuple[list[Difference], list[Difference]]:
+    """Paired differences of each metric, the primary one first, and of the primary metric in each group.
+
+    Metrics that say nothing of better or worse are left out, and so is all of it where scores weigh texts
+    by their length (perplexities): there only the recorded comparison knows how.
+    """
+    if cell.task == "perplexity":
+        return [], []
+    names = {name for _, row in pairs for name in row["scores"]}
+    metrics = []
+    for name in sorted(names, key=lambda name: (name != cell.primary_metric, name)):
+        known = METRICS.get(name)
+        higher = known.higher_is_better if known is not None else None
+        if name == cell.primary_metric:
+            higher = cell.higher_is_better
+        if higher is not None:
+            metrics.append(_difference(name, name, pairs, higher))
+    groups: dict[str, list[tuple[Sample, Sample]]] = {}
+    for pair in pairs:
+        if pair[1]["group"] is not None:
+            groups.setdefault(pair[1]["group"], []).append(pair)
+    by_group = [
+        _difference(group, cell.primary_metric, of, cell.higher_is_better)
+        for group, of in sorted(groups.items())
+        if len(groups) > 1
+    ]
+    return [one for one in metrics if one], [one for one in by_group if one]
+
+
+def _difference(
+    what: str, metric: str, pairs: Sequence[tuple[Sample, Sample]], higher: bool
+) -> Difference | None:
+    """A metric's difference; None where not every item has a score of it."""
+    known = METRICS.get(metric)
+    sides = [
+        Scores(
+            [row["sample_id"] for row in rows],
+            [row["scores"].get(metric) for row in rows],
+            [row["cluster"] for row in rows],
+        )
+        for rows in zip(*pairs, strict=True)
+    ]
+    bounds = UNBOUNDED if known is None else known.bounds
+    try:
+        found = compare(sides[0], sides[1], higher_is_better=higher, bounds=bounds)
+    except ValueError:
+        return None
+    return Difference(
+        what, found.n, found.baseline, found.candidate, found.difference, found.ci_low, found.ci_high,
+        len(found.wins), len(found.losses),
+    )  # fmt: skip
+
+
+def calibration(side: str, rows: Sequence[Sample]) -> Calibration | None:
+    """How far a version's probabilities of the choices can be believed; None without choices."""
+    found = [
+        (max(probabilities), float(argmax(probabilities) == row["target"]))
+        for row in rows
+        if row["target"] is not None and len(row["loglikelihoods"] or ()) > 1
+        for probabilities in [softmax(row["loglikelihoods"])]
+    ]
+    if not found:
+        return None
+    bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
+    for confidence, right in found:
+        bins[min(int(confidence * BINS), BINS - 1)].append((confidence, right))
+    return Calibration(
+        side,
+        statistics.fmean(confidence for confidence, _ in found),
+        statistics.fmean(right for _, right in found),
+        [
+            (statistics.fmean(c for c, _ in of), statistics.fmean(r for _, r in of), len(of))
+            for of in bins
+            if of
+        ],
+    )
+
+
+def output_length(side: str, rows: Sequence[Sample]) -> Length | None:
+    """How much a version writes; None where it doesn't."""
+    tokens = [row["output_tokens"] or 0 for row in rows if row["output"] is not None]
+    if not tokens:
+        return None
+    cut = sum(row["finish_reason"] == "length" for row in rows if row["output"] is not None) / len(tokens)
+    return Length(side, statistics.fmean(tokens), statistics.median(tokens), max(tokens), cut)
+
+
+def choice_length(side: str, rows: Sequence[Sample]) -> Length | None:
+    """How often a version takes the longest choice, and how long those are that it takes, in characters."""
+    taken = [
+        (len(row["choices"][chosen]), len(row["choices"][chosen]) == max(map(len, row["choices"])))
+        for row in rows
+        if (chosen := choice_of(row)) is not None
+    ]
+    if not taken:
+        return None
+    return Length(
+        side,
+        statistics.fmean(length for length, _ in taken),
+        None,
+        statistics.fmean(long for _, long in taken),
+        None,
+    )
+
+
+def choice_of(row: Sample) -> int | None:
+    """The likeliest choice; None where there are none."""
+    lls = row["loglikelihoods"] or ()
+    choices = row["choices"] or ()
+    return argmax(lls) if len(lls) == len(choices) > 1 else None
+
+
+def histogram(sides: Mapping[str, Sequence[Sample]], bins: int = 24) -> list[dict[str, Any]]:
+    """How many outputs of each side are how long, over bins of the same width for both."""
+    tokens = {
+        side: [row["output_tokens"] or 0 for row in rows if row["output"] is not None]
+        for side, rows in sides.items()
+    }
+    most = max((max(of) for of in tokens.values() if of), default=0)
+    width = max(-(-(most + 1) // bins), 1)
+    found = []
+    for side, of in tokens.items():
+        counts = [0] * (most // width + 1)
+        for one in of:
+            counts[one // width] += 1
+        found += [
+            {"side": visible(side), "from": at * width, "to": (at + 1) * width, "n": n}
+            for at, n in enumerate(counts)
+            if n
+        ]
+    return found
+
+
+def listed_pairs(
+    pairs: Sequence[tuple[Sample, Sample]],
+    cell: Evaluation,
+    comparison: Comparison,
+    limit: int,
+    text_limit: int,
+) -> tuple[Listed, int]:
+    """The items whose score, output or choice is not the same, the largest difference first; and how many.
+
+    At most `limit` of them are listed.
+    """
+    sign = 1 if cell.higher_is_better else -1
+    metric = cell.primary_metric
+
+    def difference(pair: tuple[Sample, Sample]) -> float:
+        before, after = (row["scores"].get(metric) for row in pair)
+        return 0.0 if before is None or after is None else sign * (after - before)
+
+    differing = [pair for pair in pairs if difference(pair) != 0 or _answers_differ(*pair)]
+    differing.sort(key=lambda pair: (-abs(difference(pair)), pair[1]["index"]))
+    shown = differing[:limit]
+    groups = sorted({pair[1]["group"] for pair in shown if pair[1]["group"] is not None})
+    columns: dict[str, list[Any]] = {
+        "id": [pair[1]["sample_id"] for pair in shown],
+        "index": [pair[1]["index"] for pair in shown],
+        "group": [None if pair[1]["group"] is None else groups.index(pair[1]["group"]) for pair in shown],
+        "flags": [flags_of(pair[0]) | flags_of(pair[1]) for pair in shown],
+        "difference": [rounded(difference(pair)) for pair in shown],
+    }
+    items = [
+        {**asked(pair[1], text_limit), "sides": [answered(row, text_limit) for row in pair]} for pair in shown
+    ]
+    about = {
+        "metrics": [metric],
+        "groups": [visible(group) for group in groups],
+        "sides": [visible(comparison.baseline), visible(comparison.model)],
+    }
+    return Listed(columns, items, about), len(differing)
+
+
+def _answers_differ(before: Sample, after: Sample) -> bool:
+    if before["output"] != after["output"] or (before["error"] is None) != (after["error"] is None):
+        return True
+    texts: Callable[[Sample], list[str]] = lambda row: [one["text"] for one in row["outputs"] or ()]  # noqa: E731
+    return choice_of(before) != choice_of(after) or texts(before) != texts(after)

@@ -1,0 +1,290 @@
+"""Building the site: what is written, what is kept, and what a build leaves that is interrupted."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from eval_assets.report import Limits, Report, build_report
+from eval_assets.report import building as building_module
+from resources.catalog import Catalog
+from resources.errors import UserError
+from resources.results import ResultsStore
+from tests.eval_assets.report.stores import choice_sample, commit, usual_store
+
+
+@pytest.fixture
+def usual(store: ResultsStore) -> ResultsStore:
+    """A store of three versions and two benchmarks, with its catalogue."""
+    return usual_store(store)
+
+
+def site_of(store: ResultsStore) -> Path:
+    return Path(store.root, "reports")
+
+
+def contents(store: ResultsStore) -> dict[str, bytes]:
+    folder = site_of(store)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def links(page: Path) -> Iterator[Path]:
+    """The files that a page points to."""
+    for address in re.findall(r'(?:href|src|data-list)="([^"#]+)"', page.read_text()):
+        if not urlsplit(address).scheme:
+            yield page.parent / unquote(address)
+
+
+def broken_links(store: ResultsStore) -> list[str]:
+    """What a person runs into who follows links from the index."""
+    folder = site_of(store)
+    found = []
+    for name in reachable(store):
+        page = folder / name
+        found += [f"{page}: {target}" for target in links(page) if not target.resolve().is_file()]
+        for address in re.findall(r'data-list="([^"]+)"', page.read_text()):
+            listed = page.parent / unquote(address)
+            chunks = re.findall(r"[0-9a-f]{16}\.js", listed.read_text() if listed.is_file() else "")
+            found += [f"{page}: {chunk}" for chunk in chunks if not (listed.parent / chunk).is_file()]
+    return found
+
+
+def reachable(store: ResultsStore) -> set[str]:
+    """The pages that a person gets to by following links from the index."""
+    folder = site_of(store).resolve()
+    seen: set[Path] = set()
+    todo = [folder / "index.html"]
+    while todo:
+        page = todo.pop()
+        if page not in seen and page.is_file():
+            seen.add(page)
+            todo += [target.resolve() for target in links(page) if target.suffix == ".html"]
+    return {str(page.relative_to(folder)) for page in seen}
+
+
+def test_every_page_is_reached_from_the_index_and_no_link_is_broken(usual: ResultsStore) -> None:
+    report = build_report(usual)
+    assert report.index == f"{usual.root}/reports/index.html"
+    assert broken_links(usual) == []
+    pages = {path for path in contents(usual) if path.endswith(".html")}
+    assert reachable(usual) == pages
+    assert report.pages_written == len(pages) > 6
+
+
+def test_a_second_build_of_the_same_catalogue_writes_nothing(usual: ResultsStore) -> None:
+    """Ten thousand pages written again each night would be as many uploads and a site that is never still."""
+    first = build_report(usual)
+    times = {path: path.stat().st_mtime_ns for path in site_of(usual).rglob("*")}
+    second = build_report(usual)
+    assert (second.pages_written, second.pages_kept, second.pages_removed) == (0, first.pages_written, 0)
+    assert {path: path.stat().st_mtime_ns for path in site_of(usual).rglob("*")} == times
+
+
+def test_one_new_evaluation_writes_only_the_pages_that_show_it(usual: ResultsStore) -> None:
+    build_report(usual)
+    before = contents(usual)
+    commit(usual, "capitals", "new@1", [choice_sample(i, True) for i in range(20)], day=9)
+    Catalog(usual).refresh()
+    report = build_report(usual)
+    after = contents(usual)
+    changed = {path for path in after if path.endswith(".html") and after[path] != before.get(path)}
+    assert {"index.html", "cells/capitals/new@1.html"} <= changed
+    assert not any("tiny" in path and path.startswith("cells") for path in changed)
+    assert report.pages_written == len(changed)
+    assert broken_links(usual) == []
+
+
+def test_changed_code_makes_every_page_again(usual: ResultsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_report(usual)
+    monkeypatch.setattr(building_module, "code_digest", lambda: "another")
+    assert build_report(usual).pages_written == first.pages_written
+
+
+def test_pages_of_what_was_deleted_go_away_and_other_peoples_files_stay(usual: ResultsStore) -> None:
+    build_report(usual)
+    note = (
+        site_of(
+            usual,
+        )
+        / "notes.txt"
+    )
+    note.write_text("mine")
+    [folder] = Path(usual.root, "evaluations", "written", "tiny@3").iterdir()
+    for path in folder.iterdir():
+        path.unlink()
+    Catalog(usual).refresh()
+    report = build_report(usual)
+    assert report.pages_removed > 0
+    assert not [path for path in contents(usual) if "tiny@3" in path]
+    assert note.read_text() == "mine"
+    assert broken_links(usual) == []
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing that catches exceptions sees it."""
+
+
+def build_until(store: ResultsStore, writes: int, monkeypatch: pytest.MonkeyPatch) -> Report | None:
+    """Build, and be killed at the n-th write; None if so."""
+    done = 0
+    original = store.put
+
+    def put(path: str, content: bytes, *rest: Any) -> None:
+        nonlocal done
+        if path.startswith("reports/"):
+            done += 1
+            if done > writes:
+                raise Killed
+        original(path, content, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", put)
+        try:
+            return build_report(store)
+        except Killed:
+            return None
+
+
+def test_a_build_killed_at_any_write_leaves_the_old_report_usable_and_the_next_one_whole(
+    usual: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that points to data that isn't there (yet, or any more) is an error that a reader sees."""
+    build_report(usual)
+    writes = 0
+    while True:
+        # Each round has something new, and something gone: the round's build is cut off at a later write.
+        samples = [choice_sample(i, (i + writes) % 3 == 0) for i in range(12)]
+        commit(
+            usual,
+            "capitals",
+            "new@1",
+            samples,
+            fingerprint=hashlib.sha256(b"%d" % writes).hexdigest(),
+            day=9 + writes,
+        )
+        Catalog(usual).refresh()
+        report = build_until(usual, writes, monkeypatch)
+        assert broken_links(usual) == [], f"after {writes} writes"
+        if report is not None:
+            break
+        writes += 1
+    assert writes > 5
+    fresh = contents(usual)
+    for path in site_of(usual).rglob("*"):
+        if path.is_file():
+            path.unlink()
+    build_report(usual)
+    assert fresh == contents(usual)
+
+
+def test_a_manifest_that_is_damaged_makes_everything_again(usual: ResultsStore) -> None:
+    first = build_report(usual)
+    for text in ("{", "[]", '{"pages": {"index.html": 3}}', '{"pages": []}'):
+        (site_of(usual) / "manifest.json").write_text(text)
+        assert build_report(usual).pages_written == first.pages_written
+
+
+def test_a_page_whose_data_was_lost_is_written_again(usual: ResultsStore) -> None:
+    build_report(usual)
+    before = contents(usual)
+    chunk = next(path for path in site_of(usual).rglob("*.data/*.js"))
+    chunk.unlink()
+    (site_of(usual) / "index.html").unlink()
+    assert build_report(usual).pages_written == 2
+    assert contents(usual) == before
+
+
+def test_the_same_store_gives_the_same_bytes(usual: ResultsStore) -> None:
+    """Otherwise a page is new each time, and nobody can say what changed."""
+    build_report(usual)
+    before = contents(usual)
+    for path in site_of(usual).rglob("*"):
+        if path.is_file():
+            path.unlink()
+    build_report(usual)
+    assert contents(usual) == before
+
+
+def test_samples_beyond_the_limit_are_left_out_and_the_page_says_where_they_are(usual: ResultsStore) -> None:
+    build_report(usual, limits=Limits(items=40, items_per_page=25))
+    site = site_of(usual)
+    newest = (site / "cells/written/tiny@3.html").read_text()
+    assert "data-list" in newest
+    cut = (site / "cells/written/tiny@2.html").read_text()
+    assert "The first 25 of 40" in cut
+    oldest = (site / "cells/capitals/tiny@1.html").read_text()
+    assert "data-list" not in oldest
+    assert "SELECT * FROM samples WHERE evaluation_id" in oldest
+    rows = [json.loads(json.loads(match)) for match in scripts(site / "cells/written/tiny@2.data")]
+    assert sum(len(row) for row in rows if isinstance(row, list)) == 25
+
+
+def scripts(folder: Path) -> Iterator[str]:
+    """The string that each data script hands over."""
+    for path in sorted(folder.glob("*.js")):
+        match = re.fullmatch(r'evalReport\("[0-9a-f]{16}\.js", (".*")\);\n', path.read_text(), re.DOTALL)
+        assert match is not None, path
+        yield match[1]
+
+
+def test_without_a_catalogue_it_says_what_to_do(store: ResultsStore) -> None:
+    with pytest.raises(UserError, match="materialize the asset 'leaderboard'"):
+        build_report(store)
+
+
+def test_an_empty_store_has_a_report_that_says_so(store: ResultsStore) -> None:
+    Catalog(store).refresh()
+    build_report(store)
+    assert "No evaluations yet" in (site_of(store) / "index.html").read_text()
+
+
+def test_on_an_object_store_it_is_a_static_site(bucket: str) -> None:
+    """A page without its content type is downloaded by a browser and not shown."""
+    store = usual_store(ResultsStore(f"{bucket}/results"))
+    report = build_report(store)
+    assert report.index == f"{bucket}/results/reports/index.html"
+    kinds = {}
+    for path in store.filesystem.find(f"{store.root}/reports"):
+        store.filesystem.invalidate_cache()
+        kinds[path.rsplit(".", 1)[1]] = store.filesystem.info(path)["ContentType"]
+    assert kinds == {
+        "html": "text/html; charset=utf-8",
+        "css": "text/css; charset=utf-8",
+        "js": "text/javascript; charset=utf-8",
+        "svg": "image/svg+xml",
+        "json": "application/json; charset=utf-8",
+    }
+    assert build_report(store).pages_written == 0
+
+
+@contextmanager
+def damaged_table(store: ResultsStore, *rows: tuple[str, ...]) -> Iterator[None]:
+    import duckdb
+
+    with duckdb.connect(f"{store.root}/catalog.duckdb") as connection:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS damaged "
+            "(evaluation_id VARCHAR, dataset VARCHAR, model VARCHAR, path VARCHAR, reason VARCHAR)"
+        )
+        for row in rows:
+            connection.execute("INSERT INTO damaged VALUES (?, ?, ?, ?, ?)", row)
+    yield
+
+
+def test_a_cell_whose_files_are_damaged_is_shown_as_missing_with_the_reason(usual: ResultsStore) -> None:
+    """An evaluation that silently isn't there reads as never made."""
+    row = ("abc-1", "capitals", "tiny@3", "evaluations/capitals/tiny@3/abc-1/samples.parquet", "cut off <b>")
+    with damaged_table(usual, row):
+        build_report(usual)
+    index = (site_of(usual) / "index.html").read_text()
+    assert 'href="cells/capitals/tiny%403.html">missing' in index or 'tiny@3.html">missing' in index
+    page = (site_of(usual) / "cells/capitals/tiny@3.html").read_text()
+    assert "cut off &lt;b&gt;" in page
+    assert "abc-1/samples.parquet" in page
+    assert broken_links(usual) == []
