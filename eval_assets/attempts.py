@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
@@ -100,37 +101,58 @@ def failures(instance: dg.DagsterInstance) -> dict[Task, Failures]:
         run = record.dagster_run
         if run.tags.get(CLEARED_TAG) == run.run_id:
             continue
+        if run.tags.get("dagster/will_retry") == "true":
+            continue  # Dagster tries it again by itself: what becomes of that run counts
         ended = record.end_time or record.update_timestamp.timestamp()
-        for failed, (how, reason) in _failed(run).items():
+        for failed, ending in endings(run).items():
+            if ending.how is None:
+                continue
             before = found[failed].times if failed in found else 0
-            times = max(before, 1) if how == _BUSY else before + 1
-            found[failed] = Failures(times, ended, reason, permanent=how == _PERMANENT)
+            times = max(before, 1) if ending.how == _BUSY else before + 1
+            found[failed] = Failures(times, ended, ending.reason, permanent=ending.how == _PERMANENT)
     return found
 
 
 _BUSY, _TRANSIENT, _PERMANENT = "busy", "transient", "permanent"
 """Another process is at it: wait, but never give up. It may pass by itself. It is the same next time."""
+CANCELLED, INTERRUPTED, KILLED = "cancelled", "interrupted", "killed"
 
 
-def _failed(run: dg.DagsterRun) -> dict[Task, tuple[str, str]]:
-    if run.tags.get("dagster/will_retry") == "true":
-        return {}  # Dagster tries it again by itself: what becomes of that run counts
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a run that is over did not get a task done.
+
+    `kind` is one of a few words: busy, transient, permanent, cancelled, interrupted, killed, or a pod's
+    `Kind`. `how` it counts as a failure is one of the first three, or None where it is none.
+    """
+
+    kind: str
+    how: str | None
+    reason: str
+
+
+def endings(run: dg.DagsterRun) -> dict[Task, Ending]:
+    """The tasks that a run did not get done, of one that failed or was canceled; the others were done."""
     tasks = tasks_of(run)
+    if run.status not in _OVER:
+        return {}
     if run.status is dg.DagsterRunStatus.CANCELED:
-        return dict.fromkeys(tasks, (_PERMANENT, f"run {run.run_id[:8]} was cancelled"))
+        why = f"run {run.run_id[:8]} was cancelled"
+        return dict.fromkeys(tasks, Ending(CANCELLED, _PERMANENT, why))
     if _has_begun(run):
         if said := run.tags.get(FAILED_TAG):
             reasons: Mapping[str, tuple[str, str]] = json.loads(said)
-            return {task: reasons[_place(task)] for task in tasks if _place(task) in reasons}
-        if run.tags.get(INTERRUPTED_TAG):
-            return {}
+            named = [(task, reasons[_place(task)]) for task in tasks if _place(task) in reasons]
+            return {task: Ending(how, how, reason) for task, (how, reason) in named}
+        if signal := run.tags.get(INTERRUPTED_TAG):
+            return dict.fromkeys(tasks, Ending(INTERRUPTED, None, signal))
     ended = ending_of(run)
-    if ended.get("kind") in TAKEN_AWAY:
-        return {}
     if ended:
         how = _PERMANENT if ended["kind"] in AS_IT_IS else _TRANSIENT
-        return dict.fromkeys(tasks, (how, f"{ended['kind']}: {ended['reason']}"))
-    return dict.fromkeys(tasks, (_TRANSIENT, f"run {run.run_id[:8]} ended without a word (killed?)"))
+        counts = None if ended["kind"] in TAKEN_AWAY else how
+        return dict.fromkeys(tasks, Ending(ended["kind"], counts, f"{ended['kind']}: {ended['reason']}"))
+    why = f"run {run.run_id[:8]} ended without a word (killed?)"
+    return dict.fromkeys(tasks, Ending(KILLED, _TRANSIENT, why))
 
 
 def _place(task: Task) -> str:

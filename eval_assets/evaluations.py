@@ -26,6 +26,7 @@ from eval_assets.model_versions import recorded
 from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE, RunCell, cell_key, cells_of_run, grid
 from eval_assets.progress import Progress
+from eval_assets.pushing import Pushing
 from eval_assets.reconciling import Task, Work
 from eval_assets.sequential import decide
 from eval_assets.tasks import SCORING_VERSION
@@ -180,9 +181,10 @@ def _evaluate_cells(
 ) -> None:
     failed: dict[Task, Exception] = {}
     cells: dict[RunCell, _Cell] = {}
+    pushing = Pushing(settings, context.log.warning)
     for place in places:
         try:
-            cells[place] = _Cell(context, place, registry, store, engines, settings)
+            cells[place] = _Cell(context, place, registry, store, engines, settings, pushing)
         except Exception as error:  # whatever one cell runs into, the others of the row get their turn
             _note(context, failed, place, error)
     announce(context, [cell.task for place, cell in cells.items() if place.meant])
@@ -222,10 +224,11 @@ class _Cell:
         store: ResultsStore,
         engines: EngineResource,
         settings: Settings,
+        pushing: Pushing,
     ) -> None:
         """Raises UserError where the version is not registered or the benchmark is not prepared."""
         self._context, self._store, self._engines = context, store, engines
-        self._settings = settings
+        self._settings, self._pushing = settings, pushing
         self._look = Observer.of(context.instance, registry, store, settings)
         self._cells = self._look.cells
         self._model = recorded(place.model, registry, store)
@@ -307,6 +310,7 @@ class _Cell:
         if before is not None:
             outcomes.append(reproduced(outcome.record, before))
         record_checks(context, partition, outcomes)
+        self._pushing.tell(outcome.record, self._look)
         context.log.info(_summary(outcome))
 
     def _looks(self, *, staged: bool) -> list[PreparedBenchmark]:

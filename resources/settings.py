@@ -48,6 +48,8 @@ class Settings:
     cluster_patience: int
     pod: Mapping[str, Any] | None
     budget: float | None
+    metrics_cells: int
+    pushgateway: str | None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -125,6 +127,18 @@ class Settings:
                 )
             return found
 
+        def gateway() -> str | None:
+            try:
+                url = urlsplit(text("pushgateway"))
+                usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+            except ValueError:
+                usable = False
+            if text("pushgateway") and (not usable or "@" in url.netloc or url.query or url.fragment):
+                raise UserError(
+                    "EVAL_PUSHGATEWAY: expected a URL like http://pushgateway:9091, without a password"
+                )
+            return text("pushgateway").rstrip("/") or None
+
         def mail_server() -> str:
             try:
                 url = urlsplit(text("smtp"))
@@ -179,6 +193,8 @@ class Settings:
             cluster_patience=whole_number("cluster_patience"),
             pod=pod(),
             budget=amount("budget"),
+            metrics_cells=whole_number("metrics_cells"),
+            pushgateway=gateway(),
         )
 
 
@@ -270,6 +286,14 @@ VARIABLES: Mapping[str, Variable] = {
         "EVAL_BUDGET",
         "",
         "most that a month's evaluations may cost, in the unit of EVAL_ACCELERATORS' prices",
+    ),
+    "metrics_cells": Variable(
+        "EVAL_METRICS_CELLS",
+        "5000",
+        "most cells whose scores are exported to Prometheus, some 20 series each",
+    ),
+    "pushgateway": Variable(
+        "EVAL_PUSHGATEWAY", "", "URL of a Pushgateway that runs tell their results; by default none is told"
     ),
     "pod": Variable("EVAL_POD", "", "what a run's pod is, for its records; set by the run launcher only"),
 }

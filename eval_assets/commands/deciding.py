@@ -190,6 +190,7 @@ def retry(out: Output, model: str, benchmarks: Sequence[str]) -> None:
 @output
 def forget(out: Output, model: str) -> None:
     """Remove the partition of a version that is deleted in its registry; its results stay."""
+    from eval_assets.pushing import forget_pushed
     from eval_assets.runs import Runs
     from resources.errors import TransientError, UserError
     from resources.keys import ModelKey
@@ -204,6 +205,7 @@ def forget(out: Output, model: str) -> None:
         raise
     except UserError:
         runs.instance.delete_dynamic_partition("model", key)
+        forget_pushed(runs.settings, key)
         out.say(f"{key}: its partition is removed; its results stay in {runs.store.root}")
         out.document({"model": key, "partition": "removed"})
         return
