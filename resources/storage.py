@@ -32,6 +32,10 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         filesystem, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(f"{url} can't be opened: {' '.join(str(error).split())}") from None
+    if not str(path).strip("/") and "://" in url:
+        raise UserError(
+            f"{url} names no bucket or folder: write it as {url.split(chr(58))[0]}://bucket/folder"
+        )
     return filesystem, str(path)
 
 

@@ -74,11 +74,11 @@ def validate(out: Output, files: Sequence[Path]) -> None:
     from eval_assets.suite import load_suite
     from resources.settings import Settings
 
-    folders = {path if path.is_dir() else path.parent: None for path in files}
-    suite = load_suite(list(folders) if folders else list(Settings.from_environment().benchmarks))
-    wanted = {path.stem for path in files if not path.is_dir()}
-    chosen = [key for key, spec in suite.items() if key in wanted or spec.folder in folders]
-    keys = chosen if files else list(suite)
+    whole = {path for path in files if path.is_dir()}
+    named = {path.stem for path in files} - {path.stem for path in whole}
+    folders = whole | {path.parent for path in files if path not in whole}
+    suite = load_suite(sorted(folders) if files else list(Settings.from_environment().benchmarks))
+    keys = [key for key, spec in suite.items() if not files or key in named or spec.folder in whole]
     out.say(f"{len(keys)} benchmarks are right: {', '.join(keys)}")
     out.document({"valid": keys})
 

@@ -1,0 +1,298 @@
+"""The command line over a store with real evaluations of tiny models."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eval_assets.__main__ import main
+from eval_assets.commands import doctor
+from eval_assets.commands.output import Output, printable
+from resources.results import ResultsStore
+from tests.conftest import BENCHMARKS, ROOT
+
+CELLS = [(dataset, f"tiny@{n}") for dataset in ("capitals", "capitals_written") for n in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Path]:
+    """A project in which `CELLS` are evaluated; without DAGSTER_HOME, as somebody has who only reads."""
+    folder = tmp_path_factory.mktemp("commands")
+    with pytest.MonkeyPatch.context() as patch:
+        (folder / "home").mkdir()
+        shutil.copy(ROOT / "deployments" / "local" / "dagster.yaml", folder / "home")
+        for name, value in {
+            "DAGSTER_HOME": folder / "home", "EVAL_STORE": folder / "store", "EVAL_REGISTRY": tiny_models,
+            "EVAL_DEVICE": "cpu", "EVAL_THREADS": "1", "EVAL_DATA_MIRROR": folder / "data",
+        }.items():  # fmt: skip
+            patch.setenv(name, str(value))
+        done = run("evaluate", "--models", "tiny@*", "--benchmarks", "capitals,capitals_written", "--json")
+        assert done.exit_code == 0, done.output
+        assert [(c["benchmark"], c["model"]) for c in json.loads(done.stdout)["leaderboard"]] == CELLS
+        patch.delenv("DAGSTER_HOME")
+        yield folder
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def document(*arguments: str) -> Any:
+    """What a command prints with ``--json``: nothing else may be on stdout."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_leaderboard_can_be_filtered_and_counted_on_as_json(evaluated: Path) -> None:
+    every = document("leaderboard")
+    assert [(cell["benchmark"], cell["model"]) for cell in every] == CELLS
+    store = ResultsStore(str(evaluated / "store"))
+    record = next(r for _, r in store.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@1"))
+    scores = [sample.scores["acc"] for sample in store.samples(record)]
+    assert (every[0]["metric"], every[0]["value"], every[0]["n"]) == (
+        "acc", pytest.approx(sum(scores) / len(scores)), len(scores),
+    )  # fmt: skip
+    some = document("leaderboard", "--models", "tiny@2", "--benchmarks", "capitals")
+    assert [(cell["benchmark"], cell["model"]) for cell in some] == [("capitals", "tiny@2")]
+    table = run("leaderboard", "--benchmarks", "capitals")
+    assert "tiny@1" in table.stdout
+    assert "capitals_written" not in table.stdout
+    nothing = run("leaderboard", "--models", "huge@*")
+    assert (nothing.exit_code, nothing.stderr) == (2, "error: no evaluation of huge@* on any benchmark\n")
+
+
+def test_samples_are_found_by_score_group_text_and_id(evaluated: Path) -> None:
+    store = ResultsStore(str(evaluated / "store"))
+    record = next(r for _, r in store.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@1"))
+    samples = store.samples(record)
+    wrong = [sample.sample_id for sample in samples if sample.scores["acc"] < 0.5]
+    assert 0 < len(wrong) < len(samples)
+    assert [s["sample_id"] for s in document("samples", "tiny@1", "capitals", "--below", "0.5")] == wrong
+    right = document("samples", "tiny@1", "capitals", "--above", "0.5", "--metric", "acc")
+    assert {s["sample_id"] for s in right} == {s.sample_id for s in samples} - set(wrong)
+    group = samples[0].group
+    assert group is not None
+    of_group = document("samples", "tiny@1", "capitals", "--group", group)
+    assert [s["sample_id"] for s in of_group] == [s.sample_id for s in samples if s.group == group]
+    country = re.search(r"capital of (\w+)", samples[3].prompt)
+    assert country is not None
+    found = document("samples", "tiny@1", "capitals", "--find", country[1].upper())
+    assert samples[3].sample_id in [s["sample_id"] for s in found]
+    (whole,) = document("samples", "tiny@1", "capitals", samples[3].sample_id[:12])
+    assert whole["prompt"] == samples[3].prompt
+    assert whole["loglikelihoods"] == list(samples[3].loglikelihoods)
+    text = run("samples", "tiny@1", "capitals", samples[3].sample_id[:12]).stdout
+    assert samples[3].prompt in text
+    assert f"* {samples[3].loglikelihoods[0]:10.4f} nats  {samples[3].choices[0]}" in text
+    few = run("samples", "tiny@1", "capitals", "--limit", "2").stdout
+    assert f"{len(samples) - 2} more: --limit, or narrow it" in few
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tiny@9", "capitals"], "tiny@9 has no evaluation on capitals: 'leaderboard' lists what there is"),
+        (["tiny@1", "capitals", "zzz"], "tiny@1 on capitals: no sample like that"),
+        (["tiny@1' OR 1=1 --", "capitals"], "has no evaluation on capitals"),
+        (["tiny@1", "capitals", "' OR '1'='1"], "no sample like that"),
+        (["tiny@1", "capitals", "--group", "x'; DROP TABLE samples; --"], "no sample like that"),
+        (["tiny@1", "capitals", "--metric", "a'] OR 1=1", "--above", "0"], "no sample like that"),
+    ],
+)
+def test_arguments_are_values_in_queries_and_never_a_part_of_them(
+    evaluated: Path, arguments: list[str], line: str
+) -> None:
+    result = run("samples", *arguments)
+    assert result.exit_code == 2
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_two_versions_are_compared_without_an_instance(evaluated: Path) -> None:
+    found = document("compare", "tiny@2", "tiny@1", "--benchmarks", "capitals,sentences")
+    assert [row["dataset"] for row in found["compared"]] == ["capitals"]
+    assert "sentences" in found["missing"]
+
+
+def test_models_say_how_far_they_are(evaluated: Path) -> None:
+    found = document("models", "--models", "tiny@*")
+    assert [(one["key"], one["evaluations"]) for one in found] == [("tiny@1", 2), ("tiny@2", 2)]
+    assert "no registered model version matches x@*" in run("models", "--models", "x@*").stderr
+
+
+def test_queries_give_values_and_not_their_texts(evaluated: Path) -> None:
+    found = document("sql", "select model, value, [1, 2] as list, 'nan'::double as none from leaderboard")
+    assert len(found) == len(CELLS)
+    assert isinstance(found[0]["value"], float)
+    assert (found[0]["list"], found[0]["none"]) == ([1, 2], None)
+
+
+def test_a_preview_is_what_the_model_was_asked(evaluated: Path) -> None:
+    """A preview of its own making would calm whoever looks for a mistake in a template."""
+    store = ResultsStore(str(evaluated / "store"))
+    for dataset in ("capitals", "capitals_written"):
+        record = next(r for _, r in store.records() if (r["dataset"], r["model"]) == (dataset, "tiny@1"))
+        sample = store.samples(record)[2]
+        shown = document("benchmarks", "preview", dataset, "--item", "2", "--model", "tiny@1")
+        (prompt,) = {request.get("context", request.get("prompt")) for request in shown["requests"]}
+        assert prompt == sample.prompt
+        assert shown["item"]["sample_id"] == sample.sample_id
+        tokens = [r.get("tokens", r.get("context_tokens")) for r in shown["requests"]]
+        assert set(tokens) == {sample.prompt_tokens}
+    assert sample.prompt in run("benchmarks", "preview", "capitals_written", "--item", "2").stdout
+    beyond = run("benchmarks", "preview", "capitals", "--item", "99999")
+    assert "items: --item 0 to" in beyond.stderr
+
+
+def test_a_wrong_benchmark_file_is_one_line_and_right_ones_are_listed(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    assert "capitals" in document("benchmarks", "validate")["valid"]
+    own = tmp_path / "mine"
+    shutil.copytree(BENCHMARKS, own)
+    assert document("benchmarks", "validate", str(own / "capitals.yaml"))["valid"] == ["capitals"]
+    assert len(document("benchmarks", "validate", str(own))["valid"]) == 3
+    (own / "capitals.yaml").write_text("version: 1\ntitle: x\n")
+    wrong = run("benchmarks", "validate", str(own / "capitals.yaml"))
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith(f"error: {own / 'capitals.yaml'}: ")
+    assert {one["key"]: one["items"] for one in document("benchmarks", "list")}["capitals"] == 12
+
+
+def test_completion_knows_commands_models_and_benchmarks(evaluated: Path) -> None:
+    def completed(words: str, number: int) -> list[str]:
+        environment = {
+            **os.environ, "_EVAL_ASSETS_COMPLETE": "bash_complete", "COMP_WORDS": words,
+            "COMP_CWORD": str(number),
+        }  # fmt: skip
+        command = [sys.executable, "-c", "import sys; sys.argv[0] = 'eval-assets'\n"
+                   "from eval_assets.__main__ import main; main(prog_name='eval-assets')"]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert "leaderboard" in completed("eval-assets lea", 1)
+    assert completed("eval-assets samples ti", 2) == ["tiny@1", "tiny@2"]
+    assert "tiny@1,tiny@2" in completed("eval-assets evaluate --models tiny@1,ti", 3)
+    assert completed("eval-assets leaderboard --benchmarks capitals_", 3) == ["capitals_written"]
+    assert "_EVAL_ASSETS_COMPLETE=bash_complete" in run("completion", "bash").stdout
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    """A shell that completes, and a person who looks an option up, would wait for torch."""
+    program = (
+        "import sys\nsys.argv = ['eval-assets', '--help']\n"
+        "from eval_assets.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'dagster', 'torch', 'duckdb', 'pandas', 'rich', 'pyarrow', 'transformers', 'pydantic'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(evaluated: Path) -> None:
+    command = f"{sys.executable} -m eval_assets samples tiny@1 capitals --limit 40 --json | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[\n", "")
+
+
+def test_an_interrupt_says_what_is_kept(evaluated: Path) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "eval_assets", "sql"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert "Tables and views" in command.stdout.readline()
+    command.send_signal(signal.SIGTERM)
+    _, told = command.communicate(timeout=60)
+    assert (command.returncode, told) == (
+        143, "\ninterrupted: what is finished is kept; run it again to go on\n",
+    )  # fmt: skip
+
+
+def test_what_a_model_wrote_does_not_move_a_terminals_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "a\x1b[2Jb\u202ec[bold]d\r\x07"
+    assert printable(hostile) == "a\\x1b[2Jb\\u202ec[bold]d\\r\\x07"
+    out = Output()
+    out.table(("text",), [(hostile,)])
+    out.say(printable(hostile))
+    assert "[bold]d" in capsys.readouterr().out.replace("\n", "")
+
+
+def findings() -> dict[str, tuple[str, str]]:
+    return {one.subject: (one.level, one.text) for one in doctor.examine()}
+
+
+def test_the_doctor_finds_nothing_wrong_in_a_project_that_works(evaluated: Path) -> None:
+    found = findings()
+    assert {level for level, _ in found.values()} <= {"ok", "note"}, found
+    assert found["catalogue"] == ("ok", "4 evaluations, 4 cells have a current one")
+    assert not list((evaluated / "store").glob("doctor-*"))
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert "everything that is needed is there" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "subject", "text"),
+    [
+        ({"EVAL_LIMIT": "few"}, "settings", "EVAL_LIMIT='few': expected a positive whole number"),
+        ({"EVAL_BENCHMARKS": "/nonexistent"}, "benchmarks", "/nonexistent: no such folder of benchmarks"),
+        ({"EVAL_STORE": "/proc/store"}, "store", "results store: can't write"),
+        ({"EVAL_STORE": "s3://"}, "store", "s3"),
+        ({"EVAL_REGISTRY": "/nonexistent"}, "models", "/nonexistent"),
+        ({"EVAL_MODELS": "/nonexistent.yaml"}, "models", "/nonexistent.yaml"),
+        ({"EVAL_DEVICE": "cuda"}, "device", "torch sees no GPU"),
+        ({"EVAL_ACCELERATORS": "/nonexistent.yaml"}, "cluster", "/nonexistent.yaml"),
+        ({"DAGSTER_HOME": "/nonexistent"}, "instance", "/nonexistent"),
+    ],
+)
+def test_the_doctor_names_what_is_wrong_and_goes_on(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], subject: str, text: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = findings()
+    assert found[subject][0] == "wrong"
+    assert text in found[subject][1]
+    if subject != "settings":
+        assert len(found) >= 6
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "1 of" in result.stdout
+
+
+def test_the_doctor_sees_a_daemon_that_stands_still_and_a_clock_that_is_off(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dagster as dg
+    from dagster._daemon.types import DaemonHeartbeat
+
+    monkeypatch.setenv("DAGSTER_HOME", str(evaluated / "home"))
+    assert findings()["daemon"][1].startswith("has never run on this instance")
+    with dg.DagsterInstance.get() as instance:
+        for minutes, wanted in ((60, "last heartbeat 60 minutes ago"), (0, "last heartbeat 0 s ago")):
+            for kind in instance.get_required_daemon_types():
+                now = time.time()
+                instance.add_daemon_heartbeat(DaemonHeartbeat(now - minutes * 60, kind, "me", []))
+            level, text = findings()["daemon"]
+            assert text.startswith(wanted)
+            assert level == ("wrong" if minutes else "ok")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 100)
+    assert findings()["clock"] == (
+        "wrong", "the store's clock is -100 s from this machine's: set both by NTP",
+    )  # fmt: skip
