@@ -44,6 +44,12 @@ evaluate: $(VENV)/.installed instance ## Evaluate what is missing (MODELS='name@
 leaderboard: $(VENV)/.installed ## Print the leaderboard
 	@$(BIN)/python -m eval_assets leaderboard
 
+report: $(VENV)/.installed ## Bring the HTML report up to date and open it
+	@$(BIN)/python -m eval_assets report --open
+
+doctor: $(VENV)/.installed ## Check everything that could be wrong here, a line each
+	@$(BIN)/python -m eval_assets doctor
+
 sql: $(VENV)/.installed ## Query the results: Q="select * from leaderboard" make -s sql; without Q a shell
 	@$(BIN)/python -m eval_assets sql $${Q:+"$$Q"}
 
@@ -56,7 +62,7 @@ setup: $(VENV)/.installed ## Create .venv and install everything pinned in const
 inputs: $(VENV)/.installed ## Bring the demo's models and data (3 packages, 262 MB, pinned by hash)
 	@$(BIN)/python deployments/local/demo_inputs.py
 
-test: $(VENV)/.installed inputs browser lint ## All tests, JOBS=2 files at a time, with lint, types and import contracts
+test: $(VENV)/.installed inputs browser prometheus lint ## All tests, JOBS=2 files at a time, with lint, types and import contracts
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed ## Formatting, lint, types and import contracts
@@ -127,4 +133,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 browser: $(VENV)/.installed
 	@$(BIN)/python tests/browser.py
 
-.PHONY: demo ui register evaluate leaderboard sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames simulate image image-sbom image-scan cluster-check lock clean help instance browser
+prometheus: $(VENV)/.installed
+	@$(BIN)/python tests/prometheus.py
+
+.PHONY: demo ui register evaluate leaderboard report doctor sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames simulate image image-sbom image-scan cluster-check lock clean help instance browser prometheus
