@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,55 @@ def test_what_a_model_wrote_does_not_move_a_terminals_cursor(capsys: pytest.Capt
     out.table(("text",), [(hostile,)])
     out.say(printable(hostile))
     assert "[bold]d" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_report_is_built_and_only_what_changed_is_written_again(evaluated: Path) -> None:
+    first = document("report")
+    assert Path(first["index"]) == evaluated / "store" / "reports" / "index.html"
+    assert "tiny@1" in Path(first["index"]).read_text()
+    assert document("report")["pages_written"] == 0
+
+
+def test_results_go_out_in_the_harnesss_format_and_come_back_marked(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = document("leaderboard", "--models", "tiny@1")
+    written = document("export", "lm-eval", str(tmp_path / "out"), "--models", "tiny@1")
+    assert [path for path in written["files"] if Path(path).name.startswith("results_")]
+    monkeypatch.setenv("EVAL_STORE", str(tmp_path / "other"))
+    done = document("import", str(tmp_path / "out"))
+    assert (len(done["evaluations"]), done["refused"]) == (2, [])
+    after = document("leaderboard")
+    assert [(c["benchmark"], c["value"], c["n"]) for c in after] == [
+        (c["benchmark"], c["value"], c["n"]) for c in before
+    ]
+    (origins,) = document("sql", "select distinct origin from evaluations")
+    assert origins == {"origin": "lm_eval"}
+    renamed = document("import", str(tmp_path / "out"), "--model", "other@7")
+    assert {one["model"] for one in renamed["evaluations"]} == {"other@7"}
+
+
+def test_metrics_are_served_until_the_command_is_told_to_end(evaluated: Path) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "eval_assets", "metrics", "--port", "0"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert command.stdout is not None
+        told = re.search(r"http://\S+/metrics", command.stdout.readline())
+        assert told is not None
+        deadline = time.monotonic() + 60
+        text = ""
+        while "llm_evaluation_score{" not in text and time.monotonic() < deadline:
+            with urllib.request.urlopen(told[0], timeout=30) as answer:
+                text = answer.read().decode()
+        assert 'llm_evaluation_score{dataset="capitals"' in text
+    finally:
+        command.terminate()
+        _, errors = command.communicate(timeout=60)
+    assert (command.returncode, errors) == (
+        0, "DAGSTER_HOME is not set: there are no metrics of Dagster's runs\n",
+    )  # fmt: skip
 
 
 def findings() -> dict[str, tuple[str, str]]:
