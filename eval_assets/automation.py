@@ -107,8 +107,8 @@ judge_models = dg.define_asset_job(
 )
 refresh_leaderboard = dg.define_asset_job(
     "refresh_leaderboard",
-    selection=["leaderboard"],
-    description="Bring the DuckDB catalogue and the leaderboard up to date.",
+    selection=["leaderboard", "report"],
+    description="Bring the DuckDB catalogue, the leaderboard and the report up to date.",
 )
 
 

@@ -10,6 +10,7 @@ from eval_assets.model_versions import model_version
 from eval_assets.on_demand import ON_DEMAND
 from eval_assets.partitions import SUITE
 from eval_assets.promotion import promotion
+from eval_assets.publishing import report
 from eval_assets.tracking import tracking
 from resources.configured import EngineResource, RegistryResource, StoreResource
 from resources.settings import Settings
@@ -22,7 +23,7 @@ def definitions(settings: Settings, settle_seconds: float = SETTLE_SECONDS) -> d
     """
     tracked = tracking(settings.models, settings.registry, SUITE)
     return dg.Definitions(
-        assets=[model_version, benchmark, evaluation, promotion, leaderboard],
+        assets=[model_version, benchmark, evaluation, promotion, leaderboard, report],
         jobs=[*JOBS, *ON_DEMAND],
         schedules=SCHEDULES,
         sensors=SENSORS,

@@ -43,6 +43,7 @@ class Settings:
     email_from: str
     email_to: tuple[str, ...]
     ui: str
+    report_url: str
     accelerators: Path | None
     queue_timeout: int
     cluster_patience: int
@@ -188,6 +189,7 @@ class Settings:
             email_from=text("email_from"),
             email_to=addresses(),
             ui=text("ui").rstrip("/"),
+            report_url=text("report_url"),
             accelerators=Path(text("accelerators")).absolute() if text("accelerators") else None,
             queue_timeout=whole_number("queue_timeout"),
             cluster_patience=whole_number("cluster_patience"),
@@ -273,6 +275,9 @@ VARIABLES: Mapping[str, Variable] = {
         "EVAL_EMAIL_TO", "", "addresses, comma-separated, that verdicts and give-ups are mailed to"
     ),
     "ui": Variable("EVAL_UI", "http://127.0.0.1:3000", "where people open Dagster's UI, for links"),
+    "report_url": Variable(
+        "EVAL_REPORT_URL", "", "where people open the report, for links; by default its file in EVAL_STORE"
+    ),
     "accelerators": Variable(
         "EVAL_ACCELERATORS", "", "YAML file of what a Kubernetes cluster offers; by default only CPUs"
     ),

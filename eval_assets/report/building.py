@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from eval_assets.report import naming
+from eval_assets.report import charts, naming
 from eval_assets.report.cell_page import cell_page, damaged_page
 from eval_assets.report.comparison_page import comparison_page
 from eval_assets.report.index_page import index_page, leaderboard_table
@@ -72,6 +72,13 @@ def build_report(
         done.removed,
         time.monotonic() - started,
     )
+
+
+def leaderboard_picture(store: ResultsStore) -> bytes:
+    """The leaderboard's heat map as a PNG. Raises UserError without a catalogue."""
+    with Catalog(store).connect() as connection:
+        table = leaderboard_table(read_results(connection, in_production(store)))
+    return charts.heat_map(table)
 
 
 def in_production(store: ResultsStore) -> frozenset[str]:

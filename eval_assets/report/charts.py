@@ -7,10 +7,13 @@ from typing import Any
 import altair as alt
 
 from eval_assets.report.index_page import Table
+from eval_assets.report.ranking import STEPS
 from eval_assets.report.text import interval, number, visible
 
 _FIRST, _SECOND, _GREY = "#3b82c4", "#c8641e", "#8b949c"
 
+_SHADES = ("#ffffff #f3f8fd #e8f1fb #dceaf8 #cfe3f5 #c1dbf2 #b2d2ef #a2c9eb #92bfe7").split()
+"""Those of the page (report.css)."""
 _SHAPES = alt.Scale(range=["circle", "triangle-up"])
 
 
@@ -159,32 +162,34 @@ def lengths(rows: Sequence[Mapping[str, Any]]) -> str:
     return _spec(chart)
 
 
-def leaderboard_picture(table: Table, most: int = 30) -> bytes:
-    """The leaderboard's heat map as a PNG, of the first `most` versions."""
+def heat_map(table: Table, versions: int = 24, benchmarks: int = 10) -> bytes:
+    """The leaderboard as a PNG: the first so many versions and benchmarks, light as a page of print."""
+    models = [visible(row.model) for row in table.rows[:versions]]
     rows = [
         {
             "model": visible(row.model),
-            "dataset": column.dataset,
+            "dataset": visible(column.dataset),
             "shade": shown.shade,
             "score": number(shown.value),
             "interval": interval(shown.low, shown.high),
         }
-        for row in table.rows[:most]
-        for column, shown in zip(table.columns, row.cells, strict=True)
+        for row in table.rows[:versions]
+        for column, shown in list(zip(table.columns, row.cells, strict=True))[:benchmarks]
         if shown.state == "scored"
     ]
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("dataset:N", title=None, axis=alt.Axis(orient="top", labelAngle=0)),
-        y=alt.Y("model:N", title=None, sort=[visible(row.model) for row in table.rows[:most]]),
+        y=alt.Y("model:N", title=None, sort=models),
     )
-    shades = alt.Scale(domain=[0, 8], range=["#ffffff", "#92bfe7"])
+    shades = alt.Scale(domain=list(range(STEPS)), range=_SHADES)
     chart = alt.layer(
-        base.mark_rect(stroke="#e2e4e6").encode(fill=alt.Fill("shade:Q", scale=shades, legend=None)),
-        base.mark_text(dy=-6, fontSize=13, fontWeight=600).encode(text="score:N"),
-        base.mark_text(dy=9, fontSize=10, color="#565e66").encode(text="interval:N"),
-    ).properties(width=alt.Step(130), height=alt.Step(40))
+        base.mark_rect(stroke="#e2e4e6").encode(fill=alt.Fill("shade:O", scale=shades, legend=None)),
+        base.mark_text(dy=-7, fontSize=14, fontWeight=600).encode(text="score:N"),
+        base.mark_text(dy=9, fontSize=11, color="#565e66").encode(text="interval:N"),
+    ).properties(width=alt.Step(130), height=alt.Step(42), padding=12)
+    axis = alt.AxisConfig(labelFontSize=13, labelLimit=260, domain=False, ticks=False, labelPadding=8)
     buffer = io.BytesIO()
-    chart.configure_axis(labelFontSize=12, labelLimit=260, domain=False, ticks=False).save(
-        buffer, format="png", scale_factor=2
+    chart.configure(background="white", axis=axis, font="sans-serif").save(
+        buffer, format="png", scale_factor=1.5
     )
     return buffer.getvalue()

@@ -106,13 +106,13 @@
         const found = unpaired(cell, base);
         if (found === null) return { d: cell.v - base.v, way: 0, how: "no interval" };
         const way = found[1] > 0 ? up : found[2] < 0 ? -up : 0;
-        return { d: found[0], low: found[1], high: found[2], way, how: "unpaired" };
+        return { d: found[0], low: found[1], high: found[2], way, how: "from both intervals" };
       }
       const [from, sign] = own;
       const way = (verdicts[from.k] ?? 0) * sign;
-      if (from.d === undefined) return { d: cell.v - base.v, way, how: from.k, from };
+      if (from.d === undefined) return { d: cell.v - base.v, way, how: "verdict item by item" };
       const ends = [from.dl * sign, from.dh * sign].sort((a, b) => a - b);
-      return { d: from.d * sign, low: ends[0], high: ends[1], way, how: sign > 0 ? from.k : `it is ${from.k}` };
+      return { d: from.d * sign, low: ends[0], high: ends[1], way, how: "item by item" };
     }
 
     function difference(cell, found) {
