@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eval_assets.commands.cluster import estimate
-from eval_assets.commands.output import BENCHMARK, MODEL, Output, output
+from eval_assets.commands.output import BENCHMARK, MODEL, Output, benchmark_named, output
 
 if TYPE_CHECKING:
     from eval_assets.tasks import ChatTemplate
@@ -100,7 +100,7 @@ def preview(out: Output, benchmark: str, item: int, model: str | None) -> None:
     from resources.errors import UserError
     from resources.settings import Settings
 
-    key = known(benchmark)
+    key = benchmark_named(benchmark)
     spec, settings = SUITE[key], Settings.from_environment()
     normalized = normalize(spec, partial(read_rows, mirror=settings.data_mirror))
     if item >= len(normalized.items):
@@ -164,19 +164,3 @@ def _show_requests(out: Output, requests: Sequence[dict[str, object]]) -> None:
         for name, value in request.items():
             if name not in ("context", "prompt", "text") and value not in (None, (), [], ""):
                 out.say(f"{name.replace('_', ' ')}: {value!r}")
-
-
-def known(key: str) -> str:
-    """The key of a benchmark. Raises UserError, with the nearest one, where there is none."""
-    from difflib import get_close_matches
-
-    from eval_assets.partitions import SUITE
-    from resources.errors import UserError
-
-    if key in SUITE:
-        return key
-    near = get_close_matches(key, SUITE, n=1)
-    raise UserError(
-        f"unknown benchmark {key!r}{f': did you mean {near[0]!r}?' if near else ''} "
-        "('benchmarks list' lists them; your own go into a folder named by EVAL_BENCHMARKS)"
-    )

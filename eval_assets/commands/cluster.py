@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from eval_assets.commands.output import BENCHMARK, MODEL, Output, benchmarks_option, models_option, output
+from eval_assets.commands.output import (
+    BENCHMARK,
+    MODEL,
+    Output,
+    benchmark_named,
+    benchmarks_option,
+    models_option,
+    output,
+)
 
 
 @click.command()
@@ -17,7 +25,6 @@ def pod(out: Output, model: str, dataset: str) -> None:
     import dagster as dg
     import yaml
 
-    from eval_assets.commands.benchmarks import known
     from eval_assets.partitions import SUITE, row_tags
     from eval_assets.pods import pod_tags
     from eval_assets.runs import Runs
@@ -29,7 +36,7 @@ def pod(out: Output, model: str, dataset: str) -> None:
     runs = Runs()
     key = str(ModelKey.parse(model))
     entry = runs.tracking.entry_of(key)
-    datasets = [known(dataset)] if dataset else entry.datasets(SUITE)
+    datasets = [benchmark_named(dataset)] if dataset else entry.datasets(SUITE)
     tags = {**pod_tags(entry), **row_tags(key, datasets)}
     run = dg.DagsterRun(job_name="evaluate_models", run_id="", tags=tags)
     catalogue = catalogue_of(runs.settings)

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eval_assets.commands.output import MODELS, Output, benchmarks_option, models_option, output
+from eval_assets.commands.output import (
+    MODELS,
+    Output,
+    benchmark_named,
+    benchmarks_option,
+    models_option,
+    output,
+)
 
 if TYPE_CHECKING:
     from eval_assets.runs import Runs
@@ -102,7 +109,6 @@ def evaluate_grid(
     """
     from eval_assets.automation import no_versions_message
     from eval_assets.commands.bar import Bar
-    from eval_assets.commands.benchmarks import known
     from eval_assets.commands.results import fresh_catalog, leaderboard_table
     from eval_assets.evaluations import progress_to
     from eval_assets.leaderboard import leaderboard_cells
@@ -111,7 +117,7 @@ def evaluate_grid(
     from resources.errors import UserError
 
     started = time.monotonic()
-    datasets = [known(key) for key in benchmarks] or list(SUITE)
+    datasets = [benchmark_named(key) for key in benchmarks] or list(SUITE)
     runs = Runs()
     models = runs.models(patterns)
     if not models:

@@ -165,6 +165,22 @@ def known_benchmarks() -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
+def benchmark_named(key: str) -> str:
+    """The key of a benchmark. Raises UserError, with the nearest one, where there is none."""
+    from difflib import get_close_matches
+
+    from eval_assets.partitions import SUITE
+    from resources.errors import UserError
+
+    if key in SUITE:
+        return key
+    near = get_close_matches(key, SUITE, n=1)
+    raise UserError(
+        f"unknown benchmark {key!r}{f': did you mean {near[0]!r}?' if near else ''} "
+        "('benchmarks list' lists them; your own go into a folder named by EVAL_BENCHMARKS)"
+    )
+
+
 def _quietly(known: Callable[[], Sequence[str]]) -> Sequence[str]:
     try:
         return known()

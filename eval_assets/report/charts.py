@@ -12,7 +12,7 @@ from eval_assets.report.text import interval, number, visible
 
 _FIRST, _SECOND, _GREY = "#3b82c4", "#c8641e", "#8b949c"
 
-_SHADES = ("#ffffff #f3f8fd #e8f1fb #dceaf8 #cfe3f5 #c1dbf2 #b2d2ef #a2c9eb #92bfe7").split()
+_SHADES = ["#ffffff", "#f3f8fd", "#e8f1fb", "#dceaf8", "#cfe3f5", "#c1dbf2", "#b2d2ef", "#a2c9eb", "#92bfe7"]
 """Those of the page (report.css)."""
 _SHAPES = alt.Scale(range=["circle", "triangle-up"])
 
