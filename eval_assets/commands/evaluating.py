@@ -187,7 +187,9 @@ def _say_where(out: Output, runs: "Runs", seconds: float, model: str, dataset: s
         f"\nDone in {seconds:,.0f} s. Everything is in {runs.settings.store}:\n"
         "  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json\n"
         "  catalog.duckdb                          the same as tables for DuckDB\n"
+        "  reports/index.html                      the report\n"
         "\nTry next:\n"
+        "  make report                             open the report\n"
         "  make ui                                 the grid in Dagster's web UI\n"
         '  Q="select * from comparisons" make -s sql\n'
         f"  EVAL_LIMIT=500 make evaluate MODELS='{model}' BENCHMARKS={dataset}"
