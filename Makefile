@@ -62,8 +62,13 @@ setup: $(VENV)/.installed ## Create .venv and install everything pinned in const
 inputs: $(VENV)/.installed ## Bring the demo's models and data (3 packages, 262 MB, pinned by hash)
 	@$(BIN)/python deployments/local/demo_inputs.py
 
-test: $(VENV)/.installed inputs browser prometheus lint ## All tests, JOBS=2 files at a time, with lint, types and import contracts
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: test-fast test-cluster ## All tests, JOBS=2 files at a time, with lint, types and import contracts
+
+test-fast: $(VENV)/.installed inputs browser prometheus lint ## All but the tests with a cluster
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/kubernetes
+
+test-cluster: $(VENV)/.installed inputs ## Runs on a stand-in cluster, and what can happen to them there
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/kubernetes
 
 lint: $(VENV)/.installed ## Formatting, lint, types and import contracts
 	@$(BIN)/ruff format --check .
@@ -136,4 +141,4 @@ browser: $(VENV)/.installed
 prometheus: $(VENV)/.installed
 	@$(BIN)/python tests/prometheus.py
 
-.PHONY: demo ui register evaluate leaderboard report doctor sql check-benchmarks setup inputs test lint parity bench bench-page bench-flames simulate image image-sbom image-scan cluster-check lock clean help instance browser prometheus
+.PHONY: demo ui register evaluate leaderboard report doctor sql check-benchmarks setup inputs test test-fast test-cluster lint parity bench bench-page bench-flames simulate image image-sbom image-scan cluster-check lock clean help instance browser prometheus
