@@ -110,14 +110,12 @@
     };
 
     // -- controls ---------------------------------------------------------------------------------
-    const choice = (label, options) => {
-      const select = element("select", {}, ...options.map(([value, text]) => new Option(text, value)));
-      return [element("label", {}, label, select), select];
+    const field = (label, control) => {
+      control.id = `items-${label.toLowerCase()}`;
+      return [element("div", { className: "field" }, element("label", { htmlFor: control.id, textContent: label }), control), control];
     };
-    const [searchLabel, search] = (() => {
-      const input = element("input", { type: "search", autocomplete: "off", placeholder: "in prompts, answers, ids" });
-      return [element("label", {}, "Search", input), input];
-    })();
+    const choice = (label, options) => field(label, element("select", {}, ...options.map(([value, text]) => new Option(text, value))));
+    const [searchLabel, search] = field("Search", element("input", { type: "search", autocomplete: "off", placeholder: "prompts, answers, ids" }));
     const [groupLabel, group] = choice("Group", [["", "all"], ...groups.map((name, index) => [index, name])]);
     const [metricLabel, metric] = choice("Metric", metrics.map((name, index) => [index, name]));
     const [scoreLabel, score] = choice(kind === "pairs" ? "Outcome" : "Score", []);

@@ -1,0 +1,123 @@
+"""Reports opened in a real Chromium: one of a tiny model that was really evaluated, one of hostile content."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Request
+
+from eval_assets.report import build_report
+from eval_assets.runs import Runs
+from resources.results import ResultsStore
+from tests.conftest import ROOT
+from tests.tiny import make_model
+from tests.ui.pages import Console
+
+DATASETS = ("capitals", "capitals_written", "sentences")
+MODELS = ("tiny@1", "tiny@2")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A built report and the store that it is of."""
+
+    store: ResultsStore
+
+    @property
+    def folder(self) -> Path:
+        """Where its index is."""
+        return Path(self.store.root, "reports")
+
+    def address(self, page: str = "index.html") -> str:
+        """A page's address without a server."""
+        return (self.folder / page).as_uri()
+
+    def pages(self) -> list[str]:
+        """Every page, by its path in the report."""
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*.html"))
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Two versions of a tiny model on three benchmarks, evaluated, judged and reported as in production."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    for version in (1, 2):
+        make_model(folder / "models" / "tiny" / str(version), seed=version)
+    home = folder / "home"
+    home.mkdir()
+    shutil.copy(ROOT / "deployments" / "local" / "dagster.yaml", home)
+    environment = {
+        "DAGSTER_HOME": home,
+        "EVAL_STORE": folder / "store",
+        "EVAL_REGISTRY": folder / "models",
+        "EVAL_DEVICE": "cpu",
+        "EVAL_THREADS": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        runs = Runs()
+        runs.register(MODELS)
+        assert not any(runs.prepare(DATASETS).values())
+        for model in MODELS:
+            runs.evaluate_cells(model, DATASETS)
+        list(runs.judge(MODELS))
+        runs.refresh_leaderboard()
+        runs.instance.dispose()
+    return Report(ResultsStore(str(folder / "store")))
+
+
+def reported(store: ResultsStore) -> Report:
+    """A store's report."""
+    build_report(store, ui="http://127.0.0.1:9/dagster")
+    return Report(store)
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Opens addresses in fresh pages; at the end none may have reported an error or asked for anything outside."""
+    consoles: list[Console] = []
+    asked: list[str] = []
+    contexts = []
+
+    def note(request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "http://127.0.0.1:")):
+            asked.append(request.url)
+
+    def open_page(address: str, *, width: int = 1360, dark: bool = False, scripts: bool = True) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        console = Console()
+        console.watch(page)
+        page.on("request", note)
+        consoles.append(console)
+        page.goto(address)
+        if scripts:
+            ready(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [error for console in consoles for error in console.errors] == []
+    assert asked == []
+
+
+def ready(page: Page) -> None:
+    """Wait until the page's scripts have done what they do at first: tables, items and charts."""
+    page.wait_for_function(
+        """() => document.documentElement.dataset.ready === "yes"
+            && [...document.querySelectorAll("[data-items]")].every((one) => one.dataset.ready === "yes")
+            && [...document.querySelectorAll("[data-chart]")].every((one) => one.dataset.drawn === "yes")"""
+    )
