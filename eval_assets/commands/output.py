@@ -115,9 +115,7 @@ class Keys(click.ParamType[Any]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         """The parts of the text."""
-        if not isinstance(value, str):
-            return tuple(value)
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return split(value) if isinstance(value, str) else tuple(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -142,6 +140,11 @@ class Key(click.ParamType[Any]):
     ) -> list[CompletionItem]:
         """The keys that begin with what is typed."""
         return [CompletionItem(key) for key in _quietly(self._known) if key.startswith(incomplete)]
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The parts of a text with commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def known_models() -> list[str]:

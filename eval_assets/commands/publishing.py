@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from eval_assets.commands.output import Output, models_option, output
+from eval_assets.commands.output import Output, models_option, output, split
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 @click.command()
@@ -120,10 +124,55 @@ def export_lm_eval(out: Output, folder: Path, models: Sequence[str], benchmarks:
     from resources.settings import Settings
 
     store = ResultsStore(Settings.from_environment().store)
-    wanted = [part.strip() for part in benchmarks.split(",") if part.strip()]
-    done = export_harness(store, SUITE, folder, models=models, benchmarks=wanted, samples=samples)
+    done = export_harness(store, SUITE, folder, models=models, benchmarks=split(benchmarks), samples=samples)
     for path in done.files:
         out.say(str(path))
     for line in done.left_out:
         out.say(f"left out: {line}", style="yellow")
     out.document(asdict(done))
+
+
+@export.command("table")
+@click.argument("table")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--models", default="", help="only of these; keys or patterns, comma-separated")
+@click.option("--benchmarks", default="", help="only on these; keys or patterns, comma-separated")
+@click.option("--metrics", default="", help="only these; names or patterns, comma-separated")
+@click.option("--since", type=click.DateTime(), help="only evaluations that finished then or later (UTC)")
+@click.option("--until", type=click.DateTime(), help="only evaluations that finished before (UTC)")
+@click.option("--current", is_flag=True, help="only evaluations that the leaderboard shows")
+@click.option("--columns", default="", help="only these, comma-separated")
+@output
+def export_table_(
+    out: Output,
+    table: str,
+    file: Path,
+    models: str,
+    benchmarks: str,
+    metrics: str,
+    since: "datetime | None",
+    until: "datetime | None",
+    current: bool,
+    columns: str,
+) -> None:
+    """Write a table or view (samples, metrics, leaderboard ...) as .parquet, .arrow, .csv or .jsonl."""
+    from dataclasses import asdict
+    from datetime import UTC
+
+    from eval_assets.commands.results import fresh_catalog
+    from eval_assets.exchange import export_table
+
+    written = export_table(
+        fresh_catalog(),
+        table,
+        file,
+        models=split(models),
+        benchmarks=split(benchmarks),
+        metrics=split(metrics),
+        since=since and since.replace(tzinfo=UTC),
+        until=until and until.replace(tzinfo=UTC),
+        current=current,
+        columns=split(columns),
+    )
+    out.say(f"{written.path}: {written.rows:,} rows, {written.bytes:,} bytes")
+    out.document(asdict(written))

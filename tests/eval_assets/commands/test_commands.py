@@ -260,6 +260,17 @@ def test_results_go_out_in_the_harnesss_format_and_come_back_marked(
     assert {one["model"] for one in renamed["evaluations"]} == {"other@7"}
 
 
+def test_a_table_is_written_as_its_name_says(evaluated: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.csv"
+    options = ["--models", "tiny@1", "--columns", "dataset,value", "--since", "2020-01-01"]
+    done = document("export", "table", "leaderboard", str(file), *options)
+    assert (done["rows"], done["format"]) == (2, "csv")
+    assert file.read_text().splitlines()[0] == "dataset,value"
+    wrong = run("export", "table", "leaderbord", str(file))
+    assert wrong.exit_code == 2
+    assert len(wrong.stderr.splitlines()) == 1
+
+
 def test_metrics_are_served_until_the_command_is_told_to_end(evaluated: Path) -> None:
     command = subprocess.Popen(
         [sys.executable, "-m", "eval_assets", "metrics", "--port", "0"],
