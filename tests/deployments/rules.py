@@ -157,8 +157,8 @@ def narrow_roles(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def powerless(objects: Sequence[Object]) -> Iterator[str]:
-    """The accounts of runs and of the code location are bound to nothing, their pods have no token."""
-    accounts = {"evaluation-run", "evaluation-code", "default"}
+    """The accounts of what reads models and results are bound to nothing, their pods have no token."""
+    accounts = {"evaluation-run", "evaluation-code", "evaluation-exporter", "default"}
     for item in objects:
         for subject in item.get("subjects", []):
             if subject["name"] in accounts or subject["kind"] == "Group":

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from resources.telemetry import FAMILIES, Readings
+from tests.conftest import ROOT
 from tests.prometheus import program
 
 HOSTILE = [
@@ -86,3 +87,13 @@ def test_the_metrics_of_the_article_keep_their_names() -> None:
     """Dashboards that people bring select by these names and labels."""
     assert {"model_name", "dataset", "metric"} <= set(FAMILIES["llm_evaluation_score"].labels)
     assert {"model_name", "dataset"} <= set(FAMILIES["llm_evaluation_duration_seconds"].labels)
+
+
+def test_the_page_lists_every_metric_with_its_labels_and_meaning() -> None:
+    """A metric that nobody explains is one that somebody misreads."""
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    listed = [line for line in page.splitlines() if line.startswith("| `llm_evaluation_")]
+    assert listed == [
+        f"| `{name}` | {', '.join(f'`{label}`' for label in family.labels)} | {family.meaning} |"
+        for name, family in FAMILIES.items()
+    ]
