@@ -27,7 +27,7 @@ from eval_assets.suite.items import Item
 from eval_assets.suite.spec import BenchmarkSpec, Chat
 from resources.datasets import read_rows
 from resources.errors import UserError
-from resources.results import ResultsStore
+from resources.results import ResultsStore, chat_fingerprint
 from resources.settings import Settings
 
 CODE_VERSION = "1"
@@ -173,7 +173,7 @@ def prepared_benchmark(
     )  # a text that is read from its start has no turns
     if chat is not None and chat != (spec.chat is not None) and can_chat:
         spec = spec.model_copy(update={"chat": Chat() if chat else None})
-        fingerprint = hashlib.sha256(f"{fingerprint} chat={chat}".encode()).hexdigest()
+        fingerprint = chat_fingerprint(fingerprint, chat)
     available = int(record["items"])
     limits = [number for number in (limit, spec.limit, available) if number is not None]
     return PreparedBenchmark(spec, fingerprint, min(limits), available)

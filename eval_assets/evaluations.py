@@ -327,7 +327,7 @@ class _Cell:
             return []
         for look in self._cells.looks(self._benchmark)[-2::-1]:
             record = self._store.committed(self._cells.cell(self._model, look))
-            if record is not None:
+            if record is not None and not record.get("retention"):
                 return self._store.samples(record)
         return []
 

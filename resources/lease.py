@@ -47,7 +47,13 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, filesystem: fsspec.AbstractFileSystem, path: str, *, what: str, owner: str = ""
+        cls,
+        filesystem: fsspec.AbstractFileSystem,
+        path: str,
+        *,
+        what: str,
+        owner: str = "",
+        doing: str = "is being evaluated",
     ) -> "Lease":
         """Take the lease at `path`, also from a dead owner.
 
@@ -68,8 +74,7 @@ class Lease:
                 continue
             if not _is_dead(filesystem, path, holder):
                 raise BusyError(
-                    f"{what} is being evaluated by another process ({_named(holder)}); "
-                    "wait for it or end it first"
+                    f"{what} {doing} by another process ({_named(holder)}); wait for it or end it first"
                 )
             _remove(filesystem, path, holder)
 

@@ -68,8 +68,12 @@ class Sample:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Sample":
-        """The inverse of `as_row`; also of rows that were written before there were several outputs."""
+        """The inverse of `as_row`; also of rows that were written before there were several outputs.
+
+        Where retention has removed the texts, the prompt is empty.
+        """
         values = {name: row[name] for name in _SAMPLE_FIELDS if name != "outputs"}
+        values["prompt"] = row["prompt"] or ""
         values["outputs"] = tuple(
             Output(**{**output, "scores": dict(output["scores"])}) for output in row.get("outputs") or ()
         )

@@ -6,6 +6,7 @@ sees half of one and a killed writer leaves only progress parts, which the next 
 fingerprint takes over (`resources.writer`).
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from resources.errors import UserError
 from resources.keys import key_of_segment, path_segment
 from resources.lease import Lease
 from resources.records import MetricRow, Sample
@@ -27,6 +29,8 @@ __all__ = [
     "CurrentInputs",
     "EvaluationWriter",
     "ResultsStore",
+    "asked_fingerprints",
+    "chat_fingerprint",
     "evaluation_id",
 ]
 
@@ -212,7 +216,13 @@ class ResultsStore(Storage):
 
     def samples(self, record: Mapping[str, Any]) -> list[Sample]:
         """All samples of a committed evaluation, in the order of their items."""
-        table = self.get_table(f"{self._folder_of(record)}/{SAMPLES}")
+        try:
+            table = self.get_table(f"{self._folder_of(record)}/{SAMPLES}")
+        except FileNotFoundError:
+            raise UserError(
+                f"{record['model']} on {record['dataset']}: evaluation {record['evaluation_id']} is gone "
+                "(deleted by retention?); evaluate it again"
+            ) from None
         return [Sample.from_row(row) for row in table.to_pylist()]
 
     def metrics(self, record: Mapping[str, Any]) -> list[MetricRow]:
@@ -242,6 +252,16 @@ class ResultsStore(Storage):
             if match and match["fingerprint"] == cell.fingerprint[:16]:
                 attempts.append(int(match["attempt"]))
         return sorted(attempts)
+
+
+def chat_fingerprint(fingerprint: str, chat: bool) -> str:
+    """The fingerprint of a benchmark's items where a tracked model's entry says whether it is a chat."""
+    return hashlib.sha256(f"{fingerprint} chat={chat}".encode()).hexdigest()
+
+
+def asked_fingerprints(fingerprint: str) -> set[str]:
+    """All fingerprints by which evaluations may name a benchmark's stored items."""
+    return {fingerprint, chat_fingerprint(fingerprint, True), chat_fingerprint(fingerprint, False)}
 
 
 def evaluation_id(cell: Cell, attempt: int) -> str:

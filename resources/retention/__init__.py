@@ -1,0 +1,21 @@
+"""What of the results is kept in full, without its texts, or not at all; docs/retention.md.
+
+`take_stock` reads what there is, `plan` decides from that alone, `apply` does it and writes down what it did.
+"""
+
+from resources.retention.applying import Applied, apply
+from resources.retention.policy import Action, Inventory, Plan, RetentionPolicy, load_policy, plan
+from resources.retention.stock import measured, take_stock
+
+__all__ = [
+    "Action",
+    "Applied",
+    "Inventory",
+    "Plan",
+    "RetentionPolicy",
+    "apply",
+    "load_policy",
+    "measured",
+    "plan",
+    "take_stock",
+]

@@ -1,0 +1,439 @@
+"""Retention on a real store: what is there afterwards, in whatever way it came about."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from resources.catalog import Catalog
+from resources.errors import BusyError, UserError
+from resources.lease import Lease
+from resources.records import Estimate, MetricRow, Output, Sample
+from resources.results import Cell, ResultsStore, chat_fingerprint
+from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_stock
+from resources.retention.applying import AUDIT, audit_lines, last_audits
+from resources.storage import Storage
+
+NOW = datetime(2026, 6, 15, tzinfo=UTC)
+POLICY = RetentionPolicy(versions=1, texts_days=30, delete_days=100, leftovers_days=30)
+TEXT = "what the model was shown, what it wrote, what was right " * 20
+
+
+def evaluated(
+    store: ResultsStore, model: str, days: int, *, task: str = "generation", **more: Any
+) -> dict[str, Any]:
+    """Commit an evaluation that finished so many days before NOW."""
+    outputs = [Output(f"{TEXT}", "stop", 3, {"f1": 1.0}), Output(f"{TEXT}!", "length", 4, {"f1": 0.0})]
+    samples = [
+        Sample(
+            f"id{i}", i, "g", "c", f"{i} {TEXT}", target=1, choices=[TEXT, "b"], labels=[0, 1],
+            references=[TEXT], incorrect_references=["no"], loglikelihoods=[-1.5, -2.5],
+            choice_tokens=[3, 4], is_greedy=[True, False], output=f"{TEXT}{i}", finish_reason="stop",
+            prompt_tokens=7, output_tokens=8, outputs=outputs if i else (), scores={"f1": i / 3},
+        )
+        for i in range(3)
+    ]  # fmt: skip
+    finished = (NOW - timedelta(days=days)).isoformat()
+    name, _, version = model.partition("@")
+    record = {
+        "model_name": name, "model_version": version, "model_digest": "d", "benchmark_fingerprint": "now",
+        "status": "valid", "primary_metric": "f1", "higher_is_better": True, "samples": 3,
+        "items_available": 3, "started_at": finished, "finished_at": finished, "engine": {}, "seconds": {},
+        "task": task, "score": {"value": 0.5, "stderr": 0.1, "ci_low": 0.3, "ci_high": 0.7}, **more,
+    }  # fmt: skip
+    fingerprint = hashlib.sha256(f"{model}{days}{more}".encode()).hexdigest()
+    with store.writer(Cell("squad", model, fingerprint)) as writer:
+        return writer.commit(samples, [MetricRow("f1", None, Estimate(0.5, 0.1, 0.3, 0.7, 3))], record)
+
+
+def aged(store: ResultsStore, folder: str, days: int) -> None:
+    """Give all files of a folder a time so many days before NOW."""
+    moment = (NOW - timedelta(days=days)).timestamp()
+    for path in Path(store.root, folder).rglob("*"):
+        os.utime(path, (moment, moment))
+
+
+def filled(store: ResultsStore) -> dict[str, dict[str, Any]]:
+    """A store with one of each: new, old, very old, champion, referenced, abandoned, former items."""
+    made = {
+        "new": evaluated(store, "m@9", 1),
+        "old": evaluated(store, "m@5", 50),
+        "very old": evaluated(store, "m@1", 200),
+        "champion": evaluated(store, "m@2", 300),
+        "before": evaluated(store, "m@3", 300),
+        "referenced": evaluated(store, "m@4", 300, benchmark_fingerprint="former-but-needed"),
+        "only one": evaluated(store, "other@1", 400),
+    }
+    store.save_promotion("m", {"promotion_id": "1", "alias": "champion", "from": "3", "to": "2", "why": "w"})
+    store.save_comparison(
+        "squad",
+        "m@4",
+        {
+            "dataset": "squad", "model": "m@4", "baseline": "m@9",
+            "candidate_evaluation": made["referenced"]["evaluation_id"],
+            "baseline_evaluation": made["new"]["evaluation_id"],
+        },
+    )  # fmt: skip
+    with store.writer(Cell("quiz", "m@5", "e" * 64)) as writer:
+        writer.append([Sample("id", 0, None, None, "p")])
+    aged(store, "evaluations/quiz", 60)
+    for fingerprint in ("former", "former-but-needed", "now"):
+        store.save_benchmark("squad", fingerprint, pa.table({"x": [1]}), {})
+    aged(store, "benchmarks", 60)
+    return made
+
+
+def planned(store: ResultsStore, policy: RetentionPolicy = POLICY) -> Plan:
+    return measured(plan(take_stock(store, {}, NOW), policy, NOW), store)
+
+
+def applied(store: ResultsStore, policy: RetentionPolicy = POLICY, **options: Any) -> Applied:
+    return apply(
+        planned(store, policy), store, why="the disk is full", who="ada", clock=lambda: NOW, **options
+    )
+
+
+def folder_of(store: ResultsStore, record: dict[str, Any]) -> Path:
+    return Path(store.root, "evaluations", record["dataset"], record["model"], record["evaluation_id"])
+
+
+def contents(store: ResultsStore) -> dict[str, str]:
+    """Every file of the store and what is in it."""
+    root = Path(store.root)
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.name.startswith("catalog")
+    }
+
+
+def test_each_thing_gets_what_the_policy_says(store: ResultsStore) -> None:
+    made = filled(store)
+    before = contents(store)
+    done = applied(store)
+    assert done.skipped == ()
+    here = {name for name, record in made.items() if (folder_of(store, record) / "evaluation.json").exists()}
+    assert here == {"new", "old", "champion", "before", "referenced", "only one"}
+    records = {record["model"]: record for _, record in store.records()}
+    assert {model for model, record in records.items() if "retention" in record} == {"m@5", "m@4"}
+    after = contents(store)
+    for name in ("new", "champion", "before", "only one"):
+        prefix = str(folder_of(store, made[name]).relative_to(store.root))
+        assert {p: d for p, d in after.items() if p.startswith(prefix)} == {
+            p: d for p, d in before.items() if p.startswith(prefix)
+        }, name
+    assert not (folder_of(store, made["very old"])).exists()
+    assert not list(Path(store.root, "evaluations/quiz").rglob("*.parquet"))
+    assert {path.parent.name for path in Path(store.root, "benchmarks").rglob("items.parquet")} == {
+        "former-but-needed", "now",
+    }  # fmt: skip
+
+
+def test_a_plan_changes_nothing(store: ResultsStore) -> None:
+    filled(store)
+    before = contents(store)
+    found = planned(store)
+    assert contents(store) == before
+    assert {str(action.kind) for action in found.actions} == {"texts", "delete", "progress", "items"}
+    assert found.bytes > 0
+    assert all(action.why for action in found.actions)
+
+
+def test_removing_texts_keeps_every_number(store: ResultsStore) -> None:
+    """A comparison that holds today must hold, to the last bit, when the texts are gone."""
+    made = filled(store)
+    before = store.samples(made["old"])
+    applied(store)
+    after = store.samples(made["old"])
+    for one, other in zip(before, after, strict=True):
+        for name in (
+            "sample_id", "index", "group", "cluster", "target", "labels", "loglikelihoods", "choice_tokens",
+            "is_greedy", "finish_reason", "prompt_tokens", "output_tokens", "truncated_tokens", "scores",
+            "error",
+        ):  # fmt: skip
+            assert getattr(one, name) == getattr(other, name), name
+        assert [(o.finish_reason, o.tokens, o.scores) for o in other.outputs] == [
+            (o.finish_reason, o.tokens, o.scores) for o in one.outputs
+        ]
+        assert (other.prompt, other.output, list(other.choices)) == ("", None, ["", ""])
+        assert (list(other.references), list(other.incorrect_references)) == ([], [])
+    content = (folder_of(store, made["old"]) / "samples.parquet").read_bytes()
+    assert b"what the model" not in content
+    row = store.get_table(
+        f"evaluations/squad/m@5/{made['old']['evaluation_id']}/samples.parquet"
+    ).to_pylist()[0]
+    assert (row["prompt"], row["output"]) == (None, None)
+    assert store.metrics(made["old"]) == store.metrics(made["new"])
+
+
+def test_the_record_says_what_was_removed_when_why_and_by_which_audit(store: ResultsStore) -> None:
+    made = filled(store)
+    done = applied(store)
+    record = next(record for _, record in store.records() if record["model"] == "m@5")
+    assert record["content_digest"] == made["old"]["content_digest"]
+    assert record["retention"]["content_digest"] != record["content_digest"]
+    assert record["retention"]["removed"] == [
+        "prompt", "choices", "incorrect_references", "output", "outputs.text", "references",
+    ]  # fmt: skip
+    assert record["retention"]["at"] == NOW.isoformat()
+    assert f"{AUDIT}/{record['retention']['audit']}" == done.audits[0]
+    assert record["retention"]["why"] == "finished 50 days ago, without texts after 30"
+    assert {k: v for k, v in record.items() if k != "retention"} == made["old"]
+
+
+def test_the_text_of_a_perplexity_stays_for_its_words_are_counted(store: ResultsStore) -> None:
+    evaluated(store, "p@2", 1, task="perplexity")
+    record = evaluated(store, "p@1", 50, task="perplexity")
+    applied(store)
+    assert store.samples(record)[0].references == [TEXT]
+    assert store.samples(record)[0].prompt == ""
+
+
+def test_every_change_has_an_audit_line(store: ResultsStore) -> None:
+    filled(store)
+    found = planned(store)
+    done = applied(store)
+    [audit] = last_audits(store)
+    assert (audit["who"], audit["why"], audit["at"]) == ("ada", "the disk is full", NOW.isoformat())
+    assert audit["policy"] == POLICY.model_dump()
+    assert [change["folder"] for change in audit["changes"]] == [action.folder for action in found.actions]
+    assert {change["outcome"] for change in audit["changes"]} == {"done"}
+    assert sum(change["bytes"] for change in audit["changes"]) == done.bytes
+    lines = audit_lines(audit)
+    assert len(lines) == len(found.actions)
+    assert all("ada" in line and "the disk is full" in line and " bytes: " in line for line in lines)
+
+
+def test_the_bytes_that_are_told_are_those_that_are_freed(store: ResultsStore) -> None:
+    made = filled(store)
+    size = (folder_of(store, made["old"]) / "samples.parquet").stat().st_size
+    told = {action.folder: action.bytes for action in planned(store).actions}
+    applied(store)
+    path = folder_of(store, made["old"])
+    freed = size - (path / "samples.parquet").stat().st_size
+    [audit] = last_audits(store)
+    change = next(c for c in audit["changes"] if c["folder"].endswith(made["old"]["evaluation_id"]))
+    assert change["bytes"] == freed
+    # The footer, which has each column's least and greatest text, shrinks too; of so few samples it counts.
+    assert freed / 2 < told[change["folder"]] <= freed
+
+
+def test_again_nothing_is_left_to_do(store: ResultsStore) -> None:
+    filled(store)
+    applied(store)
+    before = contents(store)
+    assert planned(store).actions == ()
+    assert applied(store) == Applied((), 0, ())
+    assert contents(store) == before
+
+
+def test_the_catalogue_notices_and_its_numbers_stay(store: ResultsStore) -> None:
+    made = filled(store)
+    evaluated(store, "gone@1", 300)
+    evaluated(store, "gone@2", 1)
+    for path in Path(store.root, "comparisons").rglob("*.json"):
+        path.unlink()  # a made-up one, without the numbers that the catalogue wants
+    catalog = Catalog(store)
+    catalog.refresh()
+
+    def query(text: str) -> list[tuple[Any, ...]]:
+        with catalog.connect() as connection:
+            return connection.execute(text).fetchall()
+
+    scores = query("SELECT sample_id, value FROM sample_scores WHERE model = 'm@5' ORDER BY 1")
+    assert query("SELECT count(prompt) FROM samples WHERE model = 'm@5'") == [(3,)]
+    applied(store)
+    catalog.refresh()
+    assert query("SELECT count(prompt), count(output), count(*) FROM samples WHERE model = 'm@5'") == [
+        (0, 0, 3)
+    ]
+    assert query("SELECT sample_id, value FROM sample_scores WHERE model = 'm@5' ORDER BY 1") == scores
+    assert query("SELECT count(*) FROM samples WHERE model IN ('gone@1', 'm@1')") == [(0,)]
+    assert made["very old"]["evaluation_id"] not in str(query("FROM history"))
+
+
+def test_what_became_needed_since_it_was_planned_is_left_alone(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the dry run that somebody reads and the doing lies a day, and a rollback."""
+    made = filled(store)
+    monkeypatch.setattr("resources.lease.BEAT_SECONDS", 0.05)
+    found = planned(store)
+    evaluated(store, "n@1", 1, benchmark_fingerprint="former")
+    store.save_promotion("m", {"promotion_id": "2", "alias": "champion", "from": "2", "to": "5", "why": "w"})
+    store.save_comparison(
+        "squad",
+        "m@1",
+        {
+            "dataset": "squad", "model": "m@1", "baseline": "m@2",
+            "candidate_evaluation": made["very old"]["evaluation_id"], "baseline_evaluation": "x",
+        },
+    )  # fmt: skip
+    with store.writer(Cell("quiz", "m@5", "e" * 64)) as writer:
+        writer.append([Sample("id2", 1, None, None, "p")])
+        before = contents(store)
+        done = apply(found, store, why="w", clock=lambda: NOW)
+    assert len(done.skipped) == 4
+    assert {reason.partition(": ")[2] for reason in done.skipped} == {
+        "kept meanwhile: the last move of champion", "a verdict or comparison rests on it meanwhile",
+        "a process is at work on it", "an evaluation refers to them meanwhile",
+    }  # fmt: skip
+    records = {record["model"] for _, record in store.records() if "retention" in record}
+    assert records == {"m@4"}
+    assert {p for p in before if p not in contents(store) and "lease" not in p} == set()
+
+
+def test_an_alias_of_a_registry_keeps_its_version(store: ResultsStore) -> None:
+    filled(store)
+    stock = take_stock(store, {"m@5": "champion", "m@1": "candidate"}, NOW)
+    assert {action.place[1] for action in plan(stock, POLICY, NOW).actions if action.place} == {"m@4"}
+
+
+def test_a_chats_evaluations_refer_to_their_items(store: ResultsStore) -> None:
+    evaluated(store, "m@1", 1, benchmark_fingerprint=chat_fingerprint("former", True))
+    for fingerprint in ("former", "now"):
+        store.save_benchmark("squad", fingerprint, pa.table({"x": [1]}), {})
+    aged(store, "benchmarks", 60)
+    assert planned(store).actions == ()
+
+
+def test_a_second_process_is_refused_while_one_is_at_it(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store)
+    monkeypatch.setattr("resources.lease.BEAT_SECONDS", 0.05)
+    Path(store.root, AUDIT).mkdir()
+    lease = Lease.acquire(store.filesystem, f"{store.root}/{AUDIT}/lease.json", what="x", owner="bob")
+    try:
+        with pytest.raises(BusyError, match=r"is being tidied by another process \(pid \d+ .*bob\)"):
+            applied(store)
+    finally:
+        lease.release()
+    assert planned(store).actions
+    assert applied(store).bytes > 0
+
+
+def test_a_damaged_evaluation_is_left_alone_and_named(store: ResultsStore) -> None:
+    made = filled(store)
+    (folder_of(store, made["old"]) / "samples.parquet").write_bytes(b"PAR1 nonsense")
+    (folder_of(store, made["very old"]) / "evaluation.json").write_text("{")
+    done = applied(store)
+    assert [line.split(": ", 1)[1][:25] for line in done.skipped] == ["its samples can't be read"]
+    assert (folder_of(store, made["very old"]) / "samples.parquet").exists()
+
+
+def test_readers_and_refreshers_never_see_half_of_it(store: ResultsStore) -> None:
+    """A report that is built while the nightly job runs would fail, or show samples of nothing."""
+    made = filled(store)
+    for path in Path(store.root, "comparisons").rglob("*.json"):
+        path.unlink()
+    more = [evaluated(store, f"x@{number}", 50 + number) for number in range(8)]
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        reader = ResultsStore(store.root)
+        try:
+            while not stop.is_set():
+                for record in (made["old"], *more):
+                    rows = reader.samples(record)
+                    assert [row.scores for row in rows] == [{"f1": i / 3} for i in range(3)]
+                    assert len({row.prompt == "" for row in rows}) == 1
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        applied(store)
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
+
+
+def test_what_was_deleted_is_named_in_one_line_when_it_is_read(store: ResultsStore) -> None:
+    made = filled(store)
+    applied(store)
+    with pytest.raises(UserError, match=r"m@1 on squad: evaluation .* is gone \(deleted by retention\?\)"):
+        store.samples(made["very old"])
+
+
+def test_it_works_in_an_object_store(bucket: str) -> None:
+    store = ResultsStore(f"{bucket}/results")
+    records = [evaluated(store, f"m@{number}", days) for number, days in enumerate((200, 50, 1))]
+    done = apply(planned(store), store, why="w", clock=lambda: NOW)
+    assert done.skipped == ()
+    assert {record["model"]: "retention" in record for _, record in store.records()} == {
+        "m@1": True,
+        "m@2": False,
+    }
+    assert store.samples(records[1])[2].scores == {"f1": 2 / 3}
+    assert not store.exists(f"evaluations/squad/m@0/{records[0]['evaluation_id']}")
+
+
+# -- kills ------------------------------------------------------------------------------------------
+
+
+def _killed_at(root: str, moment: int, found: Plan) -> None:
+    """Apply in this process, and kill it before the n-th time that it changes anything."""
+    left = [moment]
+
+    def counting(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*arguments: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*arguments, **options)
+
+        return changed
+
+    store = ResultsStore(root)
+    Storage.put = counting(Storage.put)  # type: ignore[method-assign]
+    for name in ("rm_file", "rmdir"):
+        setattr(store.filesystem, name, counting(getattr(store.filesystem, name)))
+    apply(found, store, why="the disk is full", who="ada", clock=lambda: NOW)
+
+
+def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(tmp_path: Path) -> None:
+    """Half a retention is the worst of all: texts gone that no record tells of, or a record of nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.resources.retention.test_applying"])
+
+    first = ResultsStore(str(tmp_path / "first"))
+    filled(first)
+    for days in (40, 60, 70):
+        evaluated(first, f"m@8.{days}", days)
+
+    def run(name: str, moment: int) -> tuple[bool, dict[str, str]]:
+        store = ResultsStore(str(shutil.copytree(first.root, tmp_path / name)))
+        child = context.Process(target=_killed_at, args=(store.root, moment, planned(store)))
+        child.start()
+        child.join(60)
+        killed = child.exitcode == -signal.SIGKILL
+        assert killed or child.exitcode == 0
+        applied(store)  # what anybody does next: look again, and go on
+        return killed, contents(store)
+
+    _, whole = run("whole", 10**9)
+    assert json.loads(Path(tmp_path, "whole", next(p for p in whole if AUDIT in p)).read_text())[
+        "finished_at"
+    ]
+    kills = 0
+    for moment in range(100):
+        killed, after = run(str(moment), moment)
+        assert after == whole, f"killed before change {moment}"
+        kills += killed
+        if not killed:
+            break
+    assert kills >= 20
