@@ -34,14 +34,18 @@ def listed_samples(rows: Sequence[Mapping[str, Any]], primary: str, text_limit: 
     metrics = metrics_of(rows, primary)
     groups = sorted({row["group"] for row in rows if row["group"] is not None})
     columns: dict[str, list[Any]] = {
-        "id": [row["sample_id"] for row in rows],
+        "id": [visible(row["sample_id"]) for row in rows],
         "index": [row["index"] for row in rows],
         "group": [None if row["group"] is None else groups.index(row["group"]) for row in rows],
         "flags": [flags_of(row) for row in rows],
         "scores": [[rounded(row["scores"].get(name)) for row in rows] for name in metrics],
     }
     items = [{**asked(row, text_limit), "sides": [answered(row, text_limit)]} for row in rows]
-    return Listed(columns, items, {"metrics": metrics, "groups": [visible(group) for group in groups]})
+    return Listed(
+        columns,
+        items,
+        {"metrics": [visible(name) for name in metrics], "groups": [visible(group) for group in groups]},
+    )
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]], primary: str) -> list[str]:
@@ -86,7 +90,7 @@ def answered(row: Mapping[str, Any], text_limit: int) -> dict[str, Any]:
     outputs = [
         {
             "text": clipped(one["text"], text_limit),
-            "end": one["finish_reason"],
+            "end": clipped(one["finish_reason"], text_limit),
             "scores": _plain(one["scores"]),
         }
         for one in row["outputs"] or ()
@@ -96,7 +100,7 @@ def answered(row: Mapping[str, Any], text_limit: int) -> dict[str, Any]:
         "tokens": list(row["choice_tokens"] or ()),
         "output": clipped(row["output"], text_limit),
         "outputs": outputs if len(outputs) > 1 else None,
-        "end": row["finish_reason"],
+        "end": clipped(row["finish_reason"], text_limit),
         "counts": [row["prompt_tokens"], row["output_tokens"], row["truncated_tokens"]],
         "scores": _plain(row["scores"]),
         "error": clipped(row["error"], text_limit),

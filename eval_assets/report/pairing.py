@@ -220,7 +220,7 @@ def listed_pairs(
     shown = differing[:limit]
     groups = sorted({pair[1]["group"] for pair in shown if pair[1]["group"] is not None})
     columns: dict[str, list[Any]] = {
-        "id": [pair[1]["sample_id"] for pair in shown],
+        "id": [visible(pair[1]["sample_id"]) for pair in shown],
         "index": [pair[1]["index"] for pair in shown],
         "group": [None if pair[1]["group"] is None else groups.index(pair[1]["group"]) for pair in shown],
         "flags": [flags_of(pair[0]) | flags_of(pair[1]) for pair in shown],
@@ -230,7 +230,7 @@ def listed_pairs(
         {**asked(pair[1], text_limit), "sides": [answered(row, text_limit) for row in pair]} for pair in shown
     ]
     about = {
-        "metrics": [metric],
+        "metrics": [visible(metric)],
         "groups": [visible(group) for group in groups],
         "sides": [visible(comparison.baseline), visible(comparison.model)],
     }

@@ -1,4 +1,4 @@
-"""Reports opened in a real Chromium: one of a tiny model that was really evaluated, one of hostile content."""
+"""Reports opened in a real Chromium, one of them of a tiny model that was really evaluated."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,8 +31,9 @@ class Report:
         return Path(self.store.root, "reports")
 
     def address(self, page: str = "index.html") -> str:
-        """A page's address without a server."""
-        return (self.folder / page).as_uri()
+        """A page's address without a server; what follows a # in it stays."""
+        path, sign, rest = page.partition("#")
+        return (self.folder / path).as_uri() + sign + rest
 
     def pages(self) -> list[str]:
         """Every page, by its path in the report."""
@@ -80,7 +81,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens addresses in fresh pages; at the end none may have reported an error or asked for anything outside."""
+    """Opens addresses in fresh pages; at the end none may have reported an error or asked for more."""
     consoles: list[Console] = []
     asked: list[str] = []
     contexts = []
@@ -121,3 +122,23 @@ def ready(page: Page) -> None:
             && [...document.querySelectorAll("[data-items]")].every((one) => one.dataset.ready === "yes")
             && [...document.querySelectorAll("[data-chart]")].every((one) => one.dataset.drawn === "yes")"""
     )
+
+
+def open_items(page: Page, most: int = 40) -> None:
+    """Open everything on the page that can be opened, at most so many items."""
+    page.evaluate(
+        """(most) => [...document.querySelectorAll("main details")].slice(0, most)
+            .forEach((one) => { one.open = true; })""",
+        most,
+    )
+    page.wait_for_function(
+        """() => [...document.querySelectorAll(".items details[open]")]
+            .every((one) => one.querySelector(".body"))"""
+    )
+
+
+def one_of_each_kind(report: Report) -> list[str]:
+    """The index, and the last page of each other kind."""
+    last = {name.split("/")[0]: name for name in report.pages()}
+    assert set(last) == {"index.html", "models", "comparisons", "cells"}
+    return list(last.values())

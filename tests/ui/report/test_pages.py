@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.servers import free_port, serving
 from tests.ui.conftest import Save
-from tests.ui.report.conftest import Open, Report, ready
+from tests.ui.report.conftest import Open, Report, one_of_each_kind, open_items, ready
 
 
 def column(page: Page, name: str) -> list[str]:
@@ -48,11 +48,10 @@ def test_it_works_behind_a_web_server_too(evaluated: Report, opened: Open, tmp_p
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     url = f"http://127.0.0.1:{port}"
     with serving(command, url, tmp_path / "log", folder=evaluated.folder):
-        for name in evaluated.pages():
+        for name in one_of_each_kind(evaluated):
             page = opened(f"{url}/{name}")
             expect(page.get_by_role("heading", level=1)).to_be_visible()
-            for summary in page.locator(".items summary").all()[:2]:
-                summary.click()
+            open_items(page, 2)
 
 
 def test_without_scripts_every_number_can_still_be_read(evaluated: Report, opened: Open) -> None:
@@ -195,15 +194,14 @@ def test_charts_are_drawn_and_say_their_numbers_under_the_mouse(evaluated: Repor
 @pytest.mark.parametrize("width", [390, 1360])
 def test_no_page_is_wider_than_the_screen(evaluated: Report, opened: Open, width: int) -> None:
     """On a phone a page that scrolls sideways as a whole can't be read; wide tables scroll by themselves."""
-    for name in evaluated.pages():
+    for name in one_of_each_kind(evaluated):
         page = opened(evaluated.address(name), width=width)
-        if page.locator(".items summary").count():
-            page.locator(".items summary").first.click()
+        open_items(page, 1)
         assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, name
 
 
 def test_on_paper_nothing_is_cut_off_and_no_control_is_printed(evaluated: Report, opened: Open) -> None:
-    for name in evaluated.pages():
+    for name in one_of_each_kind(evaluated):
         page = opened(evaluated.address(name), dark=True)
         page.emulate_media(media="print")
         assert page.locator(".tools:visible, .pager:visible, .top:visible").count() == 0
