@@ -1,7 +1,7 @@
 """The leaderboard as a page: which versions, on which benchmarks, and what is shown to be better."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eval_assets.report import naming
@@ -70,10 +70,9 @@ class Table:
 
 def leaderboard_table(results: Results) -> Table:
     """The leaderboard: versions in rows, first those that the most benchmarks don't show to be beaten."""
-    position = {model: row for row, model in enumerate(results.models)}
     columns, cells = [], {}
     for dataset in results.datasets:
-        column, found = _column(results, dataset, position)
+        column, found = _column(results, dataset)
         columns.append(column)
         cells[dataset] = found
     rows = []
@@ -92,10 +91,18 @@ def leaderboard_table(results: Results) -> Table:
                 shown,
             )
         )
-    return Table(columns, rows)
+    rows.sort(key=lambda row: -row.unbeaten)
+    position = {row.model: at for at, row in enumerate(rows)}
+    return Table(
+        columns,
+        [
+            replace(row, cells=[replace(one, baseline=position.get(one.against)) for one in row.cells])
+            for row in rows
+        ],
+    )
 
 
-def _column(results: Results, dataset: str, position: Mapping[str, int]) -> tuple[Column, dict[str, Shown]]:
+def _column(results: Results, dataset: str) -> tuple[Column, dict[str, Shown]]:
     evaluations = {model: one for (name, model), one in results.current.items() if name == dataset}
     scored = [
         Scored(one.model, one.value, one.ci_low, one.ci_high)
@@ -132,7 +139,6 @@ def _column(results: Results, dataset: str, position: Mapping[str, int]) -> tupl
             low, high = sorted([(against.ci_low or 0) * sign, (against.ci_high or 0) * sign])
             known = same_unit and against.difference is not None and against.ci_low is not None
             shown = {
-                "baseline": position.get(against.baseline),
                 "against": against.baseline,
                 "verdict": against.verdict,
                 "difference": against.difference * sign if known and against.difference is not None else None,

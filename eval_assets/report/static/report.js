@@ -162,7 +162,6 @@
     benchmarks.value = state.get("benchmarks") ?? "";
     const [column, direction] = (state.get("sort") ?? "").split(" ");
     if (Number(column) < heads.length && ["ascending", "descending"].includes(direction)) sort(Number(column), direction);
-    else sort(1, "descending");
     const from = names.indexOf(state.get("from"));
     if (from >= 0) pin.value = from;
     versions.addEventListener("input", filter);

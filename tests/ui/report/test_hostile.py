@@ -143,7 +143,7 @@ def test_long_outputs_that_differ_everywhere_are_compared_without_a_freeze(
         commit(store, "written", f"long@{at}", [*side, text_sample(1, "same", 1.0)], day=at)
         for at, side in enumerate(sides)
     ]
-    compared(store, *records)
+    compared(store, records[0], records[1])
     Catalog(store).refresh()
     page = opened(reported(store).address("comparisons/written/long@1.html"))
     started = page.evaluate("() => performance.now()")
