@@ -78,7 +78,7 @@ def test_every_object_is_valid_in_the_last_three_versions_of_kubernetes(objects:
     assert len(VERSIONS) == 3
     for item in objects:
         for version in VERSIONS:
-            # Argo's own (below), and that of Prometheus' operator (test_monitoring.py).
+            # Argo's own (below), and that of Prometheus' operator (test_monitoring_rules.py).
             if not item["apiVersion"].startswith(("argoproj.io/", "monitoring.coreos.com/")):
                 kubernetes_validate.validate(item, version, strict=True)
 

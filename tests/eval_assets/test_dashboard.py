@@ -20,7 +20,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from eval_assets import attempts
 from resources.errors import UserError
 from tests.conftest import ROOT
-from tests.deployments.test_monitoring import DASHBOARD, RECORDED
+from tests.deployments.test_monitoring_rules import DASHBOARD, RECORDED
 from tests.eval_assets.conftest import Automation, Project, make_worse
 from tests.eval_assets.test_attempts import run_of, say
 from tests.eval_assets.test_monitoring import CAPITALS, exporter
