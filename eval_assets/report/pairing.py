@@ -1,7 +1,7 @@
 """What two evaluations of one benchmark have in common and where they differ, beyond the recorded verdict."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +156,7 @@ def choice_length(side: str, rows: Sequence[Sample]) -> Length | None:
     taken = [
         (len(row["choices"][chosen]), len(row["choices"][chosen]) == max(map(len, row["choices"])))
         for row in rows
-        if (chosen := choice_of(row)) is not None
+        if (chosen := choice_of(row)) is not None and any(row["choices"])
     ]
     if not taken:
         return None
@@ -238,7 +238,8 @@ def listed_pairs(
 
 
 def _answers_differ(before: Sample, after: Sample) -> bool:
-    if before["output"] != after["output"] or (before["error"] is None) != (after["error"] is None):
+    """Whether the two wrote or chose something else; texts that were removed are not compared."""
+    if (before["error"] is None) != (after["error"] is None) or choice_of(before) != choice_of(after):
         return True
-    texts: Callable[[Sample], list[str]] = lambda row: [one["text"] for one in row["outputs"] or ()]  # noqa: E731
-    return choice_of(before) != choice_of(after) or texts(before) != texts(after)
+    texts = [[row["output"], *(one["text"] for one in row["outputs"] or ())] for row in (before, after)]
+    return None not in (texts[0][0], texts[1][0]) and texts[0] != texts[1]

@@ -1,5 +1,6 @@
 """What the report shows, read from the catalogue: rows of its views as plain data."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -99,8 +100,14 @@ class Evaluation:
 
     @property
     def identity(self) -> list[Any]:
-        """What tells it from every other evaluation; what is committed under it never changes."""
-        return [self.evaluation_id, self.dataset, self.model, self.content_digest]
+        """What tells it from every other evaluation, and from itself before its texts were removed."""
+        record = hashlib.sha256((self.record or "").encode()).hexdigest()
+        return [self.evaluation_id, self.dataset, self.model, self.content_digest, record]
+
+    @property
+    def without_texts(self) -> bool:
+        """Whether retention has removed its prompts, choices and outputs (docs/retention.md)."""
+        return self.of_record("retention") is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pyarrow.parquet as pq
 import pytest
 
 from eval_assets.report import Limits, Report, build_report
@@ -16,6 +17,8 @@ from eval_assets.report import building as building_module
 from resources.catalog import Catalog
 from resources.errors import UserError
 from resources.results import ResultsStore
+from resources.retention.applying import without_texts
+from resources.storage import parquet
 from tests.eval_assets.report.stores import choice_sample, commit, usual_store
 
 
@@ -261,6 +264,23 @@ def test_on_an_object_store_it_is_a_static_site(bucket: str) -> None:
         "json": "application/json; charset=utf-8",
     }
     assert build_report(store).pages_written == 0
+
+
+def test_texts_that_retention_removed_are_removed_from_the_report_too(usual: ResultsStore) -> None:
+    """Somebody's data that had to go would otherwise stay on a web server."""
+    build_report(usual)
+    assert any(b"very long" in content for content in contents(usual).values())
+    [folder] = Path(usual.root, "evaluations", "written", "tiny@2").iterdir()
+    samples = folder / "samples.parquet"
+    samples.write_bytes(parquet(without_texts(pq.read_table(samples), "generation")))
+    record = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({**record, "retention": {"at": "now"}}))
+    Catalog(usual).refresh()
+    build_report(usual)
+    assert not any(b"very long" in content for content in contents(usual).values())
+    for page in ("cells/written/tiny@2.html", "comparisons/written/tiny@2.html"):
+        assert "removed by the retention policy" in (site_of(usual) / page).read_text()
+    assert broken_links(usual) == []
 
 
 @contextmanager
