@@ -13,13 +13,17 @@ from eval_assets.promotion import promotion
 from eval_assets.publishing import report
 from eval_assets.tracking import tracking
 from resources.configured import EngineResource, RegistryResource, StoreResource
+from resources.registries import Registry
 from resources.settings import Settings
 
 
-def definitions(settings: Settings, settle_seconds: float = SETTLE_SECONDS) -> dg.Definitions:
+def definitions(
+    settings: Settings, settle_seconds: float = SETTLE_SECONDS, registry: Registry | None = None
+) -> dg.Definitions:
     """Everything that Dagster is to know, on the store, registries and engine that the settings name.
 
-    `settle_seconds`: a model folder that changed more recently is still being copied.
+    `settle_seconds`: a model folder that changed more recently is still being copied. `registry` takes the
+    place of those that the settings name.
     """
     tracked = tracking(settings.models, settings.registry, SUITE)
     return dg.Definitions(
@@ -29,7 +33,8 @@ def definitions(settings: Settings, settle_seconds: float = SETTLE_SECONDS) -> d
         sensors=SENSORS,
         resources={
             "store": StoreResource(root=settings.store),
-            "registry": RegistryResource(
+            "registry": registry
+            or RegistryResource(
                 sources=[
                     {
                         "names": entry.names,

@@ -236,7 +236,7 @@ def model_key_of(results: Mapping[str, Any], given: Mapping[str, str]) -> ModelK
         name = names[-1] if names else ""
     elif version in ("main", "master"):
         sha = str(config.get("model_sha") or "")
-        version = sha[:7] if re.fullmatch(r"[0-9a-f]{7,64}", sha) else version
+        version = sha[:12] if re.fullmatch(r"[0-9a-f]{12,64}", sha) else version
     return ModelKey.parse(f"{_legal(name, '/')}@{_legal(version)}")
 
 

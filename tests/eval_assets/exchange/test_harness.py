@@ -169,7 +169,7 @@ def test_an_imported_evaluation_is_never_taken_for_one_of_the_grid(store: Result
     ("arguments", "more", "key"),
     [
         ("pretrained=org/model,revision=v1.0,dtype=float16", {}, "org/model@v1.0"),
-        ({"pretrained": "org/model"}, {"model_sha": "93efa2f097d58c2a7487"}, "org/model@93efa2f"),
+        ({"pretrained": "org/model"}, {"model_sha": "93efa2f097d58c2a7487"}, "org/model@93efa2f097d5"),
         ({"pretrained": "org/model", "revision": "main"}, {"model_sha": ""}, "org/model@main"),
         ({"pretrained": "org/base", "peft": "org/adapter"}, {}, "org/adapter@main"),
         ("pretrained=/models/llama/3,dtype=auto", {}, "llama@3"),
