@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from eval_assets.exchange import Imported, export_harness, import_harness
 from eval_assets.exchange import files as limits
+from eval_assets.exchange.names import TASKS
 from eval_assets.metrics import estimate_metrics
 from eval_assets.suite import BenchmarkSpec, load_suite, normalize
 from resources.catalog import Catalog
@@ -516,3 +517,26 @@ def test_an_export_that_is_repeated_makes_the_same_files(store: ResultsStore, tm
     first = {p: p.read_bytes() for p in export_harness(store, SUITE, tmp_path / "out").files}
     assert {p: p.read_bytes() for p in export_harness(store, SUITE, tmp_path / "out").files} == first
     assert sorted(first) == sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
+
+
+def test_the_page_names_every_task_and_metric() -> None:
+    """People look up there what becomes of their task; a wrong line sends them to the wrong benchmark."""
+    rows = {}
+    for line in (ROOT / "docs" / "exchange.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| `") and len(cells) == 4:
+            rows[cells[0].split(",")[0].strip("`"), cells[1], cells[2].strip("`")] = cells[3]
+    assert set(rows) == {(names.task, str(names.shots), names.benchmark) for names in TASKS}
+    for names in TASKS:
+        told = rows[names.task, str(names.shots), names.benchmark]
+        if "the same" not in told:
+            for label, (ours, factor) in names.metrics.items():
+                assert f"`{label}` → `{ours}`" in told
+                assert ("divided by 100" in told) == (factor != 1)
+
+
+def test_the_table_of_names_has_only_benchmarks_and_metrics_that_are_there() -> None:
+    for names in TASKS:
+        spec = SUITE[names.benchmark]
+        assert spec.fewshot.count == names.shots
+        assert {ours for ours, _ in names.metrics.values()} <= {metric.name for metric in spec.metrics}
