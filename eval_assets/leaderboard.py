@@ -133,6 +133,8 @@ def leaderboard(
     catalog = Catalog(store)
     refresh = catalog.refresh()
     rows = leaderboard_rows(catalog)
+    for note in refresh.notes:
+        context.log.warning(note)
     context.log.info(f"{refresh.added} evaluations added, {refresh.removed} removed, {refresh.total} in all")
     return dg.MaterializeResult(
         metadata={
@@ -140,6 +142,7 @@ def leaderboard(
             "evaluations": refresh.total,
             "added": refresh.added,
             "removed": refresh.removed,
+            "damaged": refresh.damaged,
             "catalogue": dg.MetadataValue.path(f"{store.root}/catalog.duckdb"),
         }
     )

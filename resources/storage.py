@@ -4,10 +4,12 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -102,11 +104,7 @@ class Storage:
 
         A file that is as this process last saw it (size, time, checksum of the listing) is not read again.
         """
-        self.filesystem.invalidate_cache()
-        listed: dict[str, dict[str, Any]] = self.filesystem.glob(f"{self.root}/{pattern}", detail=True)
-        for full in sorted(listed):
-            path = full[len(self.root) + 1 :]
-            sign = listing_sign(listed[full])
+        for path, (sign, _) in self.listing(pattern).items():
             known = _read_before.get((self.root, path))
             if known is None or known[0] != sign:
                 value = self.get_json(path)
@@ -114,6 +112,45 @@ class Storage:
                     continue  # removed since it was listed
                 _read_before[self.root, path] = known = (sign, value)
             yield path, known[1]
+
+    def listing(self, pattern: str) -> "dict[str, Listed]":
+        """The files that match, by path, sorted; ``*`` stands for any text within one name.
+
+        One walk, which an `fsspec` glob takes five times as long for.
+        """
+        parts = pattern.split("/")
+        if self.is_local:
+            return dict(_local_listing(self.root, "", parts))
+        fixed = list(takewhile(lambda part: "*" not in part, parts))
+        self.filesystem.invalidate_cache()
+        listed = self.filesystem.find("/".join([self.root, *fixed]), detail=True)
+        found = {}
+        for full in sorted(listed):
+            path = full[len(self.root) + 1 :]
+            names = path.split("/")
+            if len(names) == len(parts) and all(map(fnmatchcase, names, parts)):
+                found[path] = Listed(listing_sign(listed[full]), listed[full]["size"])
+        return found
+
+    def read_all(self, paths: Sequence[str]) -> dict[str, bytes | OSError]:
+        """The content of each file, or why it can't be read; many at a time from an object store.
+
+        Raises TransientError where the object store doesn't answer.
+        """
+        if self.is_local:
+            return {path: _content(f"{self.root}/{path}") for path in paths}
+        full = {f"{self.root}/{path}": path for path in paths}
+        found = self.filesystem.cat(list(full), on_error="return") if full else {}
+        read: dict[str, bytes | OSError] = {}
+        for name, content in found.items():
+            if isinstance(content, Exception) and not isinstance(
+                content, FileNotFoundError | PermissionError
+            ):
+                raise TransientError(
+                    f"results store: can't read {name}: {' '.join(str(content).split())}; try again later"
+                ) from content
+            read[full[name]] = content
+        return read
 
     def put_table(self, path: str, table: pa.Table) -> None:
         """Put a table as Parquet."""
@@ -142,6 +179,41 @@ class Storage:
                 "free some space or check the permissions of EVAL_STORE, then run it again: "
                 "finished samples are kept"
             ) from error
+
+
+class Listed(NamedTuple):
+    """What a listing says of a file: its `sign` differs once another file is put in its place; bytes."""
+
+    sign: str
+    size: int
+
+
+def _local_listing(root: str, below: str, parts: Sequence[str]) -> Iterator[tuple[str, Listed]]:
+    """What matches in one folder; names that begin with a dot are files that are still being written."""
+    part, *rest = parts
+    try:
+        with os.scandir(f"{root}/{below}") as entries:
+            found = sorted(
+                (entry.name, entry)
+                for entry in entries
+                if fnmatchcase(entry.name, part) and not entry.name.startswith(".")
+            )
+        for name, entry in found:
+            if rest:
+                yield from _local_listing(root, f"{below}{name}/", rest)
+            else:
+                stat = entry.stat()
+                sign = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+                yield f"{below}{name}", Listed(sign, stat.st_size)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _content(path: str) -> bytes | OSError:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return error
 
 
 def listing_sign(entry: Mapping[str, Any]) -> str:

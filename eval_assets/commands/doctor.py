@@ -147,6 +147,8 @@ def _store(settings: "Settings") -> Iterator[Finding]:
     catalog = Catalog(store)
     refresh = catalog.refresh()
     cells = len(leaderboard_cells(catalog))
+    for note in refresh.notes:
+        yield Finding("catalogue", "wrong" if refresh.damaged else "note", note)
     yield Finding("catalogue", "ok", f"{refresh.total} evaluations, {cells} cells have a current one")
 
 

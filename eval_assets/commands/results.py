@@ -33,7 +33,8 @@ def fresh_catalog() -> "Catalog":
     from resources.settings import Settings
 
     catalog = Catalog(ResultsStore(Settings.from_environment().store))
-    catalog.refresh()
+    for note in catalog.refresh().notes:
+        click.echo(f"note: {note}", err=True)
     return catalog
 
 

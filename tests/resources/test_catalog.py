@@ -259,7 +259,7 @@ def test_the_connection_can_only_read(store: ResultsStore) -> None:
         pytest.raises(duckdb.InvalidInputException, match="read-only"),
         Catalog(store).connect() as connection,
     ):
-        connection.execute("DELETE FROM samples")
+        connection.execute("DELETE FROM stored.answers")
 
 
 def test_an_unchanged_catalogue_is_not_written_again(store: ResultsStore) -> None:

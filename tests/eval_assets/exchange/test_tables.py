@@ -178,9 +178,16 @@ def test_a_large_table_is_written_without_being_held_in_memory(tmp_path: Path) -
     Catalog(store).refresh()
     with duckdb.connect(str(tmp_path / "store" / "catalog.duckdb")) as connection:
         connection.execute(
-            "INSERT INTO samples BY NAME SELECT 'e' AS evaluation_id, 'd' AS dataset, 'm' AS model, "
+            "INSERT INTO stored.evaluations BY NAME SELECT range AS number, 'e' || range AS evaluation_id, "
+            "'d' AS dataset, 'm' AS model FROM range(10)"
+        )
+        connection.execute(
+            "INSERT INTO stored.items BY NAME SELECT range AS item, 'd' AS dataset, "
             "range::VARCHAR AS sample_id, range AS index, md5(range::VARCHAR) || repeat('x', 6000) AS prompt "
-            "FROM range(75000)"
+            "FROM range(7500)"
+        )
+        connection.execute(
+            "INSERT INTO stored.answers BY NAME SELECT number, item FROM stored.evaluations, stored.items"
         )
     # Of its own process, since a peak is a process's; VmHWM, since getrusage's counts what forked it, too.
     program = f"""

@@ -15,10 +15,11 @@ def large_catalogue(store: ResultsStore, *, names: int, versions: int, datasets:
     catalog = Catalog(store)
     catalog.refresh()
     with duckdb.connect(f"{store.root}/{CATALOG}") as connection:
-        connection.execute("CREATE TEMP TABLE one AS SELECT * FROM evaluations")
+        connection.execute("CREATE TEMP TABLE one AS SELECT * FROM stored.evaluations")
         connection.execute(
             """
-            INSERT INTO evaluations SELECT one.* REPLACE (
+            INSERT INTO stored.evaluations SELECT one.* REPLACE (
+                row_number() OVER () + 1 AS number,
                 format('{}-{}-{}-1', n, v, d) AS evaluation_id, format('bench{:02}', d) AS dataset,
                 format('org/model-{:04}', n) AS model_name, v::VARCHAR AS model_version,
                 format('org/model-{:04}@{}', n, v) AS model,
@@ -30,9 +31,9 @@ def large_catalogue(store: ResultsStore, *, names: int, versions: int, datasets:
         )
         connection.execute(
             """
-            INSERT INTO metrics BY NAME SELECT evaluation_id, dataset, model, unnest($metrics) AS metric,
+            INSERT INTO stored.metrics BY NAME SELECT number, unnest($metrics) AS metric,
                 random() AS value, 0.01 AS stderr, 0.0 AS ci_low, 1.0 AS ci_high, 100 AS n
-            FROM evaluations WHERE evaluation_id LIKE '%-%-%-1'
+            FROM stored.evaluations WHERE evaluation_id LIKE '%-%-%-1'
             """,
             {"metrics": list(METRICS)},
         )

@@ -84,12 +84,13 @@ def test_the_month_counts_from_its_first_day(store: ResultsStore) -> None:
 def test_a_worse_cell_says_so_against_whom(store: ResultsStore, three_versions: Catalog) -> None:
     with duckdb.connect(f"{store.root}/{CATALOG}") as connection:
         connection.execute(
-            "INSERT INTO comparisons BY NAME SELECT 'squad' AS dataset, 'm@3' AS model, 'm@1' AS baseline, "
-            "'f1' AS metric, 'worse' AS verdict, -0.5 AS difference, evaluation_id AS candidate_evaluation "
+            "INSERT INTO stored.comparisons BY NAME SELECT 'squad' AS dataset, 'm@3' AS model, "
+            "'m@1' AS baseline, 'f1' AS metric, 'worse' AS verdict, -0.5 AS difference, "
+            "evaluation_id AS candidate_evaluation "
             "FROM evaluations WHERE model = 'm@3'"
         )
         connection.execute(
-            "INSERT INTO verdicts BY NAME SELECT 'm@3' AS model, 'failed' AS status UNION ALL "
+            "INSERT INTO stored.verdicts BY NAME SELECT 'm@3' AS model, 'failed' AS status UNION ALL "
             "SELECT 'm@2', 'passed'"
         )
     readings = readings_of(three_versions)

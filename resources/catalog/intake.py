@@ -1,0 +1,271 @@
+"""From the store's files to rows: what there is, how it looks, and what is in it or wrong with it."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resources.catalog.schema import (
+    DOCUMENT_SCHEMAS,
+    ENGINE_FIELDS,
+    EVALUATION_FIELDS,
+    EVALUATION_SCHEMA,
+    PHASES,
+    SCORE_FIELDS,
+)
+from resources.keys import key_of_segment
+from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA
+from resources.storage import Listed, Storage
+from resources.writer import METRICS, RECORD, SAMPLES
+
+EVALUATIONS = "evaluations"
+_FILES = (RECORD, SAMPLES, METRICS)
+_PATTERNS = {
+    "comparisons": "comparisons/*/*.json",
+    "verdicts": "verdicts/*/latest.json",
+    "models": "models/*.json",
+    "benchmarks": "benchmarks/*/current.json",
+}
+_BATCH_BYTES = 6 * 2**20
+_BATCH_FILES = 512
+"""A batch is read at once: compressed files of so many bytes are about ten times as large in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A committed evaluation (its folder) or another JSON file; another `sign` means another content."""
+
+    kind: str
+    path: str
+    sign: str
+    size: int
+
+    def names(self) -> tuple[str | None, str | None, str | None]:
+        """Evaluation id, dataset and model, as far as the path has them."""
+        *_, parent, last = parts = self.path.split("/")
+        if self.kind == EVALUATIONS:
+            return last, key_of_segment(parts[1]), key_of_segment(parts[2])
+        last = key_of_segment(last.removesuffix(".json"))
+        return {
+            "comparisons": (None, key_of_segment(parent), last),
+            "verdicts": (None, None, key_of_segment(parent)),
+            "models": (None, None, last),
+            "benchmarks": (None, key_of_segment(parent), None),
+        }[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is in a source: rows for its table, and of an evaluation its metrics and samples."""
+
+    source: Source
+    rows: pa.Table
+    metrics: pa.Table | None = None
+    samples: pa.Table | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A source that can't be taken in, which file of it, and why."""
+
+    source: Source
+    path: str
+    reason: str
+
+
+def look(store: Storage) -> dict[str, Source]:
+    """Everything that the catalogue is made from, by path; nothing is read."""
+    found: dict[str, Source] = {}
+    evaluations: dict[str, dict[str, Listed]] = {}
+    for path, listed in store.listing(f"{EVALUATIONS}/*/*/*/*").items():
+        folder, name = path.rsplit("/", 1)
+        if name in _FILES:
+            evaluations.setdefault(folder, {})[name] = listed
+    for folder, files in evaluations.items():
+        if RECORD in files:
+            sign = " ".join(files[name].sign if name in files else "none" for name in _FILES)
+            found[folder] = Source(EVALUATIONS, folder, sign, sum(listed.size for listed in files.values()))
+    for kind, pattern in _PATTERNS.items():
+        for path, listed in store.listing(pattern).items():
+            found[path] = Source(kind, path, *listed)
+    return found
+
+
+def read(store: Storage, sources: Sequence[Source]) -> Iterator[list[Content | Damage]]:
+    """What is in them, a batch at a time, in their order.
+
+    Raises TransientError where an object store doesn't answer.
+    """
+
+    def taken_in(batch: Sequence[Source]) -> list[Content | Damage]:
+        content = store.read_all([path for source in batch for path in _paths(source)])
+        return [_taken_in(source, content) for source in batch]
+
+    with ThreadPoolExecutor(1) as reader:  # reads the next batch while the last one is taken in
+        ahead: Future[list[Content | Damage]] | None = None
+        for batch in _batches(sources):
+            previous, ahead = ahead, reader.submit(taken_in, batch)
+            if previous is not None:
+                yield previous.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
+def _batches(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    batch: list[Source] = []
+    size = 0
+    for source in sources:
+        batch.append(source)
+        size += source.size
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _paths(source: Source) -> list[str]:
+    return [f"{source.path}/{name}" for name in _FILES] if source.kind == EVALUATIONS else [source.path]
+
+
+class _DamageError(Exception):
+    """What is wrong with a file."""
+
+
+def _taken_in(source: Source, content: Mapping[str, bytes | OSError]) -> Content | Damage:
+    paths = _paths(source)
+    path = paths[0]
+    try:
+        record = _json(content[path])
+        rows = _table([_ROWS[source.kind](source, record)], _SCHEMAS[source.kind])
+        if source.kind != EVALUATIONS:
+            return Content(source, rows)
+        path = paths[1]
+        samples = _parquet(content[path], SAMPLE_SCHEMA)
+        if samples.num_rows not in (0, record.get("samples")):
+            raise _DamageError(f"it has {samples.num_rows} rows, the record says {record.get('samples')}")
+        path = paths[2]
+        return Content(source, rows, _parquet(content[path], METRIC_SCHEMA), samples)
+    except _DamageError as error:
+        return Damage(source, path, " ".join(str(error).split())[:300])
+
+
+def _json(content: bytes | OSError) -> dict[str, Any]:
+    try:
+        value = json.loads(_bytes(content))
+    except ValueError:
+        raise _DamageError("it is not JSON") from None
+    if not isinstance(value, dict):
+        raise _DamageError("it is not a JSON object")
+    return value
+
+
+def _parquet(content: bytes | OSError, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema; files of earlier versions have fewer, those of later ones more."""
+    buffer = pa.BufferReader(_bytes(content))
+    try:
+        table = pq.ParquetFile(buffer, page_checksum_verification=True).read(use_threads=False)
+        columns = [
+            table[field.name].cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in schema
+        ]
+        return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in schema]))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _DamageError(f"it can't be read as Parquet: {error}") from None
+
+
+def _bytes(content: bytes | OSError) -> bytes:
+    if isinstance(content, FileNotFoundError):
+        raise _DamageError("it is not there")
+    if isinstance(content, OSError):
+        raise _DamageError(f"it can't be read: {content.strerror or content}")
+    return content
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise _DamageError(f"a value in it has the wrong type: {error}") from None
+
+
+def _evaluation_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
+    for name, expected in zip(("evaluation_id", "dataset", "model"), source.names(), strict=True):
+        if record.get(name) != expected:
+            raise _DamageError(f"its {name} is {record.get(name)!r}, its folder says {expected!r}")
+    row = {name: record.get(name) for name in EVALUATION_FIELDS}
+    engine, seconds, score = (_object(record, name) for name in ("engine", "seconds", "score"))
+    row |= {name: engine.get(name) for name in ENGINE_FIELDS}
+    row |= {f"seconds_{phase}": seconds.get(phase) for phase in PHASES}
+    row |= {name: score.get(name) for name in SCORE_FIELDS}
+    for name in ("started_at", "finished_at"):
+        row[name] = _time(record, name)
+    return {**row, "record": json.dumps(record), "path": source.path}
+
+
+def _comparison_row(source: Source, cell: Mapping[str, Any]) -> dict[str, Any]:
+    one, verdict = _object(cell, "comparison"), _object(cell, "verdict")
+    return {
+        **verdict,
+        **one,
+        **cell,
+        "verdict": verdict.get("name"),
+        "stderr_unpaired": one.get("unpaired_stderr"),
+        "path": source.path,
+    }
+
+
+def _verdict_row(source: Source, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **verdict,
+        "family": list(_object(verdict, "family").get("family", [])),
+        "missing": sorted(_object(verdict, "missing")),
+        "judged_at": _time(verdict, "judged_at"),
+        "path": source.path,
+    }
+
+
+def _model_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
+    _, _, model = source.names()
+    deleted = bool(record.get("deleted"))
+    return {"model": model, "digest": record.get("digest"), "deleted": deleted, "path": source.path}
+
+
+def _benchmark_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
+    _, dataset, _ = source.names()
+    return {"dataset": dataset, "fingerprint": record.get("fingerprint"), "path": source.path}
+
+
+_ROWS: dict[str, Callable[[Source, Mapping[str, Any]], dict[str, Any]]] = {
+    EVALUATIONS: _evaluation_row,
+    "comparisons": _comparison_row,
+    "verdicts": _verdict_row,
+    "models": _model_row,
+    "benchmarks": _benchmark_row,
+}
+_SCHEMAS = {EVALUATIONS: EVALUATION_SCHEMA, **DOCUMENT_SCHEMAS}
+
+
+def _object(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = record.get(name) or {}
+    if not isinstance(value, dict):
+        raise _DamageError(f"its {name} is not a JSON object")
+    return value
+
+
+def _time(record: Mapping[str, Any], name: str) -> datetime | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise _DamageError(f"its {name} is no time: {value!r}") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
