@@ -44,7 +44,7 @@ def text_sample(index: int, output: str, score: float, **values: Any) -> Sample:
         "cluster": None,
         "prompt": f"Write about {index}.",
         "references": ["a reference"],
-        "output": output,
+        "output": output or None,
         "finish_reason": "stop",
         "prompt_tokens": 5,
         "output_tokens": len(output.split()),
