@@ -17,7 +17,7 @@ ROWS = 60
 class ReportConfig(dg.Config):
     """How much of the samples the site holds (`eval_assets.report.Limits`)."""
 
-    items: int = 200_000
+    items: int = 100_000
     items_per_page: int = 20_000
     characters: int = 20_000
 

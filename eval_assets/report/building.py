@@ -30,7 +30,7 @@ class Limits:
     comparisons' pages. `items_per_page`: of one cell or comparison. `characters`: of one prompt or output.
     """
 
-    items: int = 200_000
+    items: int = 100_000
     items_per_page: int = 20_000
     characters: int = 20_000
 

@@ -1,8 +1,10 @@
 """Vega-Lite charts. Marks have colours that stand out on light and dark; texts and axes take the page's."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import altair as alt
 
@@ -16,15 +18,23 @@ _SHADES = ["#ffffff", "#f3f8fd", "#e8f1fb", "#dceaf8", "#cfe3f5", "#c1dbf2", "#b
 """Those of the page (report.css)."""
 _SHAPES = alt.Scale(range=["circle", "triangle-up"])
 
-
-def _data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
-    """Rows as a chart's data."""
-    return alt.Data(values=list(rows))  # type: ignore[no-untyped-call]  # altair's own
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
-def _spec(chart: alt.TopLevelMixin) -> str:
-    """The chart as JSON, without a background and with texts of the page's size."""
-    text: str = chart.configure(
+def _filled(chart: dict[str, Any], **datasets: Rows) -> str:
+    """A chart as JSON, with data by the names that it uses."""
+    # Altair checks a chart against the schema of Vega-Lite, which takes longer than all else of a page: once.
+    return json.dumps({**chart, "datasets": {**chart.get("datasets", {}), **datasets}})
+
+
+def _named(name: str) -> alt.Chart:
+    """A chart whose data comes later (`_filled`)."""
+    return alt.Chart(alt.NamedData(name))
+
+
+def _whole(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The chart without a background and with texts of the page's size."""
+    whole: dict[str, Any] = chart.configure(
         background="transparent",
         font="system-ui, sans-serif",
         axis=alt.AxisConfig(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelLimit=220),
@@ -32,23 +42,44 @@ def _spec(chart: alt.TopLevelMixin) -> str:
         header=alt.HeaderConfig(labelFontSize=13, titleFontSize=12),
         legend=alt.LegendConfig(labelFontSize=12, titleFontSize=12, labelLimit=240),
         view=alt.ViewConfig(strokeOpacity=0),
-    ).to_json(indent=None)
-    return text
+    ).to_dict()
+    return whole
 
 
-def history(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:
+def history(rows: Rows) -> str:
     """Scores with their intervals over versions, one small chart a benchmark.
 
-    `rows` have dataset, metric, version, value, low, high, n and current (whether it is the page's version).
+    `rows` have dataset, metric, version, value, low, high, n and current (whether it is the page's version),
+    in the order of the versions.
     """
-    data = [
-        {**row, "version": visible(row["version"]), "interval": interval(row["low"], row["high"])}
-        for row in rows
-    ]
-    base = alt.Chart(_data(data)).encode(
-        x=alt.X(
-            "version:N", sort=[visible(one) for one in order], title="version", axis=alt.Axis(labelAngle=0)
-        ),
+    shown = [{**row, "interval": interval(row["low"], row["high"])} for row in rows]
+    return _filled(_history(), rows=_seen(shown))
+
+
+def differences(rows: Rows, tolerance: float | None) -> str:
+    """Paired differences with their intervals, 0 and the tolerated loss; rows have what, d, low, high, n."""
+    return _filled(_differences(), rows=_seen(rows), limit=[{"at": -tolerance}] if tolerance else [])
+
+
+def reliability(rows: Rows) -> str:
+    """How often answers of a confidence are right; rows have side, confidence, right, n."""
+    return _filled(_reliability(), rows=_seen(rows))
+
+
+def lengths(rows: Rows) -> str:
+    """How long outputs are; rows have side, from, to and n (of a histogram)."""
+    return _filled(_lengths(), rows=_seen(rows))
+
+
+def _seen(rows: Rows) -> list[dict[str, Any]]:
+    """The rows with every text as it may be shown."""
+    return [{name: visible(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
+
+
+@cache
+def _history() -> dict[str, Any]:
+    base = _named("rows").encode(
+        x=alt.X("version:N", sort=None, title="version", axis=alt.Axis(labelAngle=0)),
         tooltip=[
             alt.Tooltip("version:N"),
             alt.Tooltip("metric:N"),
@@ -58,28 +89,27 @@ def history(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:
         ],
     )
     score = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
-    intervals = base.mark_rule(strokeWidth=2, color=_FIRST, opacity=0.55).encode(
-        y=alt.Y("low:Q", title=None), y2="high:Q"
-    )
-    line = base.mark_line(strokeWidth=1.5, color=_FIRST, opacity=0.55).encode(y=score)
     points = base.mark_point(filled=True, opacity=1, color=_FIRST).encode(
         y=score, size=alt.condition("datum.current", alt.value(110), alt.value(45))
     )
-    chart = (
-        alt.layer(line, intervals, points)
+    return _whole(
+        alt.layer(
+            base.mark_line(strokeWidth=1.5, color=_FIRST, opacity=0.55).encode(y=score),
+            base.mark_rule(strokeWidth=2, color=_FIRST, opacity=0.55).encode(
+                y=alt.Y("low:Q", title=None), y2="high:Q"
+            ),
+            points,
+        )
         .properties(width=300, height=150)
         .facet(facet=alt.Facet("dataset:N", title=None, header=alt.Header(labelAnchor="start")), columns=3)
         .resolve_scale(y="independent", x="independent")
     )
-    return _spec(chart)
 
 
-def differences(rows: Sequence[Mapping[str, Any]], tolerance: float | None) -> str:
-    """Paired differences with their intervals, 0 and the tolerated loss; rows have what, d, low, high, n."""
-    data = [{**row, "what": visible(row["what"])} for row in rows]
-    order = [row["what"] for row in data]
-    base = alt.Chart(_data(data)).encode(
-        y=alt.Y("what:N", sort=order, title=None),
+@cache
+def _differences() -> dict[str, Any]:
+    base = _named("rows").encode(
+        y=alt.Y("what:N", sort=None, title=None),
         tooltip=[
             alt.Tooltip("what:N", title="what"),
             alt.Tooltip("d:Q", format="+.4f", title="difference"),
@@ -89,20 +119,19 @@ def differences(rows: Sequence[Mapping[str, Any]], tolerance: float | None) -> s
         ],
     )
     title = "difference (candidate less baseline, positive is better)"
-    layers = [
-        alt.Chart(_data([{"at": 0}])).mark_rule(color=_GREY).encode(x=alt.X("at:Q", title=title)),
-        base.mark_rule(strokeWidth=3, color=_FIRST, opacity=0.55).encode(x="low:Q", x2="high:Q"),
-        base.mark_point(filled=True, size=80, opacity=1, color=_FIRST).encode(x="d:Q"),
-    ]
-    if tolerance:
-        limit = alt.Chart(_data([{"at": -tolerance}]))
-        layers.insert(0, limit.mark_rule(strokeDash=[4, 4], color=_SECOND).encode(x="at:Q"))
-    return _spec(alt.layer(*layers).properties(width=560, height=alt.Step(26)))
+    return _whole(
+        alt.layer(
+            _named("limit").mark_rule(strokeDash=[4, 4], color=_SECOND).encode(x=alt.X("at:Q", title=title)),
+            alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(color=_GREY).encode(x="at:Q"),
+            base.mark_rule(strokeWidth=3, color=_FIRST, opacity=0.55).encode(x="low:Q", x2="high:Q"),
+            base.mark_point(filled=True, size=80, opacity=1, color=_FIRST).encode(x="d:Q"),
+        ).properties(width=560, height=alt.Step(26))
+    )
 
 
-def reliability(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How often answers of a confidence are right; rows have side, confidence, right, n."""
-    base = alt.Chart(_data(rows)).encode(
+@cache
+def _reliability() -> dict[str, Any]:
+    base = _named("rows").encode(
         x=alt.X("confidence:Q", scale=alt.Scale(domain=[0, 1]), title="confidence in the likeliest choice"),
         y=alt.Y("right:Q", scale=alt.Scale(domain=[0, 1]), title="share that is right"),
         color=_sides(),
@@ -113,28 +142,23 @@ def reliability(rows: Sequence[Mapping[str, Any]]) -> str:
             alt.Tooltip("n:Q", format=",", title="items"),
         ],
     )
-    ideal = alt.Chart(_data([{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
-    chart = alt.layer(
-        ideal.mark_line(strokeDash=[4, 4], color=_GREY).encode(x="x:Q", y="y:Q"),
-        base.mark_line(strokeWidth=1.5, opacity=0.55),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            shape=alt.Shape(
-                "side:N", sort=None, legend=None, scale=alt.Scale(range=["circle", "triangle-up"])
-            )
-        ),
+    corners = alt.Chart(alt.InlineData(values=[{"x": 0, "y": 0}, {"x": 1, "y": 1}]))
+    return _whole(
+        alt.layer(
+            corners.mark_line(strokeDash=[4, 4], color=_GREY).encode(x="x:Q", y="y:Q"),
+            base.mark_line(strokeWidth=1.5, opacity=0.55),
+            base.mark_point(filled=True, size=70, opacity=1).encode(
+                shape=alt.Shape("side:N", sort=None, legend=None, scale=_SHAPES)
+            ),
+        ).properties(width=340, height=260)
     )
-    return _spec(chart.properties(width=340, height=260))
 
 
-def _sides() -> alt.Color:
-    """The baseline's colour and the candidate's; shapes or places tell them apart as well."""
-    return alt.Color("side:N", title=None, sort=None, scale=alt.Scale(range=[_SECOND, _FIRST]))
-
-
-def lengths(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How long outputs are; rows have side, from, to and n (of a histogram)."""
-    chart = (
-        alt.Chart(_data(rows))
+@cache
+def _lengths() -> dict[str, Any]:
+    header = alt.Header(labelAngle=0, labelOrient="top", labelAnchor="start")
+    return _whole(
+        _named("rows")
         .mark_rect()
         .encode(
             x=alt.X("from:Q", title="output tokens"),
@@ -150,16 +174,13 @@ def lengths(rows: Sequence[Mapping[str, Any]]) -> str:
             ],
         )
         .properties(width=340, height=90)
-        .facet(
-            row=alt.Row(
-                "side:N",
-                title=None,
-                sort=None,
-                header=alt.Header(labelAngle=0, labelOrient="top", labelAnchor="start"),
-            )
-        )
+        .facet(row=alt.Row("side:N", title=None, sort=None, header=header))
     )
-    return _spec(chart)
+
+
+def _sides() -> alt.Color:
+    """The baseline's colour and the candidate's; shapes or places tell them apart as well."""
+    return alt.Color("side:N", title=None, sort=None, scale=alt.Scale(range=[_SECOND, _FIRST]))
 
 
 def heat_map(table: Table, versions: int = 24, benchmarks: int = 10) -> bytes:
@@ -177,7 +198,7 @@ def heat_map(table: Table, versions: int = 24, benchmarks: int = 10) -> bytes:
         for column, shown in list(zip(table.columns, row.cells, strict=True))[:benchmarks]
         if shown.state == "scored"
     ]
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("dataset:N", title=None, axis=alt.Axis(orient="top", labelAngle=0)),
         y=alt.Y("model:N", title=None, sort=models),
     )

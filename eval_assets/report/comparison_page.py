@@ -10,7 +10,6 @@ from eval_assets.report.index_page import MARKS
 from eval_assets.report.items import data_files, folder_of
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_samples
 from eval_assets.report.rendering import render
-from eval_assets.report.text import visible
 from eval_assets.report.writing import Page
 
 
@@ -108,7 +107,7 @@ def _analysed(
         "calibration": calibration,
         "reliability": charts.reliability(
             [
-                {"side": visible(one.side), "confidence": c, "right": r, "n": n}
+                {"side": one.side, "confidence": c, "right": r, "n": n}
                 for one in calibration
                 for c, r, n in one.points
             ]

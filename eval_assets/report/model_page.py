@@ -8,7 +8,7 @@ from eval_assets.report import naming
 from eval_assets.report.cell_page import Cursor, Groups, by_group
 from eval_assets.report.charts import history
 from eval_assets.report.index_page import MARKS, Column, Row, Shown, Table
-from eval_assets.report.reading import Comparison, Evaluation, Results, read_metrics
+from eval_assets.report.reading import Comparison, Evaluation, Results, read_metrics_of
 from eval_assets.report.rendering import render
 from eval_assets.report.writing import Page
 
@@ -95,12 +95,13 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
 
     def files() -> Iterator[tuple[str, bytes]]:
         groups: list[tuple[str, Groups]] = []
+        cells = [line.cell for line in lines if line.cell is not None]
         with cursor() as connection:
-            for line in lines:
-                if line.cell is not None:
-                    _, found = by_group(read_metrics(connection, line.cell), line.cell.primary_metric)
-                    if len(found.rows) > 1:
-                        groups.append((line.column.dataset, found))
+            metrics = read_metrics_of(connection, model, cells)
+        for cell in cells:
+            _, found = by_group(metrics[cell.dataset], cell.primary_metric)
+            if len(found.rows) > 1:
+                groups.append((cell.dataset, found))
         latest = evaluations[0] if evaluations else None
         yield (
             path,
@@ -161,4 +162,4 @@ def _history(table: Table, rows: Sequence[Row], model: str) -> str:
         for column, shown in zip(table.columns, row.cells, strict=True)
         if shown.state == "scored"
     ]
-    return history(points, [row.model.rpartition("@")[2] for row in rows]) if len(rows) > 1 and points else ""
+    return history(points) if len(rows) > 1 and points else ""

@@ -190,7 +190,7 @@ def histogram(sides: Mapping[str, Sequence[Sample]], bins: int = 24) -> list[dic
         for one in of:
             counts[one // width] += 1
         found += [
-            {"side": visible(side), "from": at * width, "to": (at + 1) * width, "n": n}
+            {"side": side, "from": at * width, "to": (at + 1) * width, "n": n}
             for at, n in enumerate(counts)
             if n
         ]

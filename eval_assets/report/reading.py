@@ -275,15 +275,29 @@ def _has(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
 
 def read_metrics(connection: duckdb.DuckDBPyConnection, cell: Evaluation) -> list[Metric]:
     """Every metric of an evaluation, of all items first, then of each group."""
+    return read_metrics_of(connection, cell.model, [cell])[cell.dataset]
+
+
+def read_metrics_of(
+    connection: duckdb.DuckDBPyConnection, model: str, cells: Sequence[Evaluation]
+) -> Mapping[str, list[Metric]]:
+    """`read_metrics` of several cells of one version, by benchmark."""
     rows = connection.execute(
         """
-        SELECT metric, "group", value, stderr, ci_low, ci_high, n FROM metrics
-        WHERE evaluation_id = $id AND dataset = $dataset AND model = $model
-        ORDER BY "group" NULLS FIRST, metric
+        SELECT dataset, metric, "group", value, stderr, ci_low, ci_high, n FROM metrics
+        WHERE model = $model AND list_contains($ids, evaluation_id) AND list_contains($datasets, dataset)
+        ORDER BY dataset, "group" NULLS FIRST, metric
         """,
-        _of(cell),
+        {
+            "model": model,
+            "ids": [cell.evaluation_id for cell in cells],
+            "datasets": [cell.dataset for cell in cells],
+        },
     ).fetchall()
-    return [Metric(*row) for row in rows]
+    found: dict[str, list[Metric]] = {cell.dataset: [] for cell in cells}
+    for dataset, *metric in rows:
+        found[dataset].append(Metric(*metric))
+    return found
 
 
 _SAMPLE = (
