@@ -204,28 +204,38 @@
         matching = candidates;
         return show();
       }
-      matching = [];
+      const found = [];
+      matching = found;
+      let drawn = -1;
       let looked = performance.now();
       for (let position = 0; position < candidates.length; position += 1) {
         try {
-          if ((await textOf(candidates[position])).includes(words)) matching.push(candidates[position]);
+          const text = await textOf(candidates[position]);
+          if (mine !== turn) return undefined;
+          if (text.includes(words)) found.push(candidates[position]);
         } catch (error) {
-          status.textContent = `${error.message}: the search is not complete`;
-          return show();
+          return mine === turn ? show("", ` so far; the search ended early, ${error.message}`) : undefined;
         }
         if (performance.now() - looked > 30) {
-          if (mine !== turn) return undefined;
-          if (matching.length <= PAGE || position % 1000 === 0) await show(`searched ${position + 1} of ${candidates.length}, `);
+          const progress = `searched ${position + 1} of ${candidates.length}, `;
+          // The list is drawn again only while its first page grows: what somebody has opened there stays.
+          if (Math.min(found.length, PAGE) !== drawn) {
+            drawn = Math.min(found.length, PAGE);
+            await show(progress);
+          } else say(progress);
           await pause();
+          if (mine !== turn) return undefined;
           looked = performance.now();
         }
-        if (mine !== turn) return undefined;
       }
       return show();
     }
 
     // -- the list ---------------------------------------------------------------------------------
-    async function show(prefix = "") {
+    function say(prefix = "", suffix = "") {
+      status.textContent = `${prefix}${matching.length.toLocaleString("en")} of ${total.toLocaleString("en")} items${suffix}`;
+    }
+    async function show(prefix = "", suffix = "") {
       const shown = matching.slice(page * PAGE, page * PAGE + PAGE);
       const mine = turn;
       let items;
@@ -239,7 +249,7 @@
       results.replaceChildren(...items.map((item, position) => entry(shown[position], item)));
       results.hidden = shown.length === 0;
       const pages = Math.max(Math.ceil(matching.length / PAGE), 1);
-      status.textContent = `${prefix}${matching.length.toLocaleString("en")} of ${total.toLocaleString("en")} items`;
+      say(prefix, suffix);
       pager.hidden = pages === 1;
       place.textContent = `Page ${page + 1} of ${pages}`;
       back.disabled = page === 0;

@@ -90,7 +90,9 @@ def opened(browser: Browser) -> Iterator[Open]:
         if not request.url.startswith(("file:", "data:", "http://127.0.0.1:")):
             asked.append(request.url)
 
-    def open_page(address: str, *, width: int = 1360, dark: bool = False, scripts: bool = True) -> Page:
+    def open_page(
+        address: str, *, width: int = 1360, dark: bool = False, scripts: bool = True, missing: bool = False
+    ) -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
@@ -102,7 +104,8 @@ def opened(browser: Browser) -> Iterator[Open]:
         console = Console()
         console.watch(page)
         page.on("request", note)
-        consoles.append(console)
+        if not missing:  # a file that isn't there is an error, and meant to be one
+            consoles.append(console)
         page.goto(address)
         if scripts:
             ready(page)
