@@ -251,7 +251,9 @@ def read_results(connection: duckdb.DuckDBPyConnection, production: frozenset[st
     damaged: dict[tuple[str, str], Damage] = {}
     if _has(connection, "damaged"):
         found = rows(
-            "damaged", ("evaluation_id", "dataset", "model", "path", "reason"), "dataset, model, path"
+            "(FROM damaged WHERE evaluation_id IS NOT NULL)",  # else it is another file than an evaluation's
+            ("evaluation_id", "dataset", "model", "path", "reason"),
+            "dataset, model, path",
         )
         for damage in [Damage(*row) for row in found]:
             damaged.setdefault((damage.dataset, damage.model), damage)

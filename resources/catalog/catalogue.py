@@ -33,10 +33,6 @@ _MEMORY = "400MB"
 """DuckDB's share of a refresh's memory; what needs more goes to a temporary file."""
 _PATIENCE_SECONDS = 300.0
 _LOOK_SECONDS = 0.05
-_BROKEN = (
-    duckdb.IOException, duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException
-)  # fmt: skip
-"""What DuckDB raises for a damaged file, and for a disk that refuses it."""
 _opening = threading.Lock()
 _readers: dict[Path, tuple[object, int]] = {}
 """Path -> which file of that path this process has open, and how many read it."""
@@ -144,10 +140,12 @@ class Catalog:
             try:
                 with _opened(path or Path(self._path)) as connection:
                     yield connection
-            except _BROKEN as error:
+            except duckdb.Error as error:
+                if not _is_of_file(error):
+                    raise
                 raise UserError(
-                    f"the catalogue {self._path} is damaged ({_line(error)}): remove it and refresh, "
-                    "it is made again"
+                    f"the catalogue {self.path} is damaged ({_line(error)}): remove it and refresh, it is "
+                    "made again"
                 ) from error
 
     # -- one refresh ------------------------------------------------------------------------------
@@ -216,8 +214,10 @@ class Catalog:
     def _made(self, difference: _Difference, made: Path) -> Refresh:
         try:
             return self._written(difference, made)
-        except _BROKEN as error:
-            if difference.base is None or _is_full(error):
+        except duckdb.Error as error:
+            if not _is_of_file(error):
+                raise
+            if difference.base is None or "No space left" in str(error):
                 raise self._refused(error) from error
             again = replace(
                 difference,
@@ -230,7 +230,7 @@ class Catalog:
             left.unlink()
         try:
             return self._written(again, made)
-        except _BROKEN as error:
+        except duckdb.IOException as error:
             raise self._refused(error) from error
 
     def _written(self, difference: _Difference, made: Path) -> Refresh:
@@ -376,8 +376,11 @@ def _newer(one: Path, other: Path) -> bool:
     return not other.exists() or one.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
-def _is_full(error: duckdb.Error) -> bool:
-    return "No space left" in str(error)
+def _is_of_file(error: duckdb.Error) -> bool:
+    """Whether a file is damaged or can't be written, which DuckDB has several exceptions for."""
+    kinds = (duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException)
+    told = ("orrupt", "Could not", "No space left", "not a valid DuckDB", "database file")
+    return isinstance(error, kinds) or any(text in str(error) for text in told)
 
 
 def _line(error: Exception) -> str:

@@ -18,7 +18,8 @@ from resources.catalog.schema import (
     PHASES,
     SCORE_FIELDS,
 )
-from resources.keys import key_of_segment
+from resources.errors import UserError
+from resources.keys import ModelKey, check_dataset_key, key_of_segment
 from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA
 from resources.storage import Listed, Storage
 from resources.writer import METRICS, RECORD, SAMPLES
@@ -196,10 +197,23 @@ def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
         raise _DamageError(f"a value in it has the wrong type: {error}") from None
 
 
-def _evaluation_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
+def _check_names(source: Source, record: Mapping[str, Any]) -> None:
+    """What a file says of itself must be where it lies, and names that are paths or worse are no names."""
     for name, expected in zip(("evaluation_id", "dataset", "model"), source.names(), strict=True):
-        if record.get(name) != expected:
-            raise _DamageError(f"its {name} is {record.get(name)!r}, its folder says {expected!r}")
+        if expected is not None and record.get(name) != expected:
+            raise _DamageError(f"its {name} is {record.get(name)!r}, its path says {expected!r}")
+    _, dataset, model = source.names()
+    try:
+        if model is not None:
+            ModelKey.parse(model)
+        if dataset is not None:
+            check_dataset_key(dataset)
+    except UserError as error:
+        raise _DamageError(str(error)) from None
+
+
+def _evaluation_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
+    _check_names(source, record)
     row = {name: record.get(name) for name in EVALUATION_FIELDS}
     engine, seconds, score = (_object(record, name) for name in ("engine", "seconds", "score"))
     row |= {name: engine.get(name) for name in ENGINE_FIELDS}
@@ -211,6 +225,7 @@ def _evaluation_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _comparison_row(source: Source, cell: Mapping[str, Any]) -> dict[str, Any]:
+    _check_names(source, cell)
     one, verdict = _object(cell, "comparison"), _object(cell, "verdict")
     return {
         **verdict,
@@ -223,6 +238,7 @@ def _comparison_row(source: Source, cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verdict_row(source: Source, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    _check_names(source, verdict)
     return {
         **verdict,
         "family": list(_object(verdict, "family").get("family", [])),
@@ -234,12 +250,14 @@ def _verdict_row(source: Source, verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
     _, _, model = source.names()
+    _check_names(source, {"model": model})
     deleted = bool(record.get("deleted"))
     return {"model": model, "digest": record.get("digest"), "deleted": deleted, "path": source.path}
 
 
 def _benchmark_row(source: Source, record: Mapping[str, Any]) -> dict[str, Any]:
     _, dataset, _ = source.names()
+    _check_names(source, {"dataset": dataset})
     return {"dataset": dataset, "fingerprint": record.get("fingerprint"), "path": source.path}
 
 

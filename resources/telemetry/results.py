@@ -77,7 +77,7 @@ SELECT coalesce(team, ''), coalesce(accelerator_class, ''), count(*), sum(sample
        sum(output_tokens), sum(accelerator_seconds), sum(cost)
 FROM evaluations WHERE finished_at >= $month GROUP BY ALL ORDER BY 3 DESC LIMIT 200
 """
-_DAMAGED = "SELECT dataset, count(*) FROM damaged GROUP BY ALL ORDER BY 2 DESC LIMIT 200"
+_DAMAGED = "SELECT coalesce(dataset, ''), count(*) FROM damaged GROUP BY ALL ORDER BY 2 DESC LIMIT 200"
 
 
 def read_results(

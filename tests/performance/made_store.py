@@ -130,11 +130,11 @@ def make_store(root: Path, evaluations: int, samples: int, *, seed: int = 1, wor
     return sum(written)
 
 
-def add_evaluation(root: Path, samples: int, *, seed: int = 1) -> None:
-    """One evaluation more, of a version that the store hasn't got yet."""
-    version = Version("newcomer", 1, False, 0.5, "e" * 64, datetime(2026, 9, 1, tzinfo=UTC))
-    shape = shapes()[0]
-    _Benchmark(root, shape, samples, seed).evaluate(version, 1)
+def add_evaluation(root: Path, samples: int, number: int, *, seed: int = 1) -> None:
+    """One evaluation more, of the so many-th version that the store hasn't got yet."""
+    digest = hashlib.sha256(f"newcomer {number}".encode()).hexdigest()
+    version = Version("newcomer", number, False, 0.5, digest, datetime(2026, 9, 1, tzinfo=UTC))
+    _Benchmark(root, shapes()[0], samples, seed).evaluate(version, 1)
 
 
 def _pairs(models: Sequence[Version]) -> list[tuple[Version, Version]]:

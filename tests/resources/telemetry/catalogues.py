@@ -4,7 +4,7 @@ import duckdb
 
 from resources.catalog import CATALOG, Catalog
 from resources.results import ResultsStore
-from tests.resources.test_catalog import commit
+from tests.resources.catalog.test_catalogue import commit
 
 METRICS = ("f1", "exact_match", "rouge1", "rougeL", "bleu")
 

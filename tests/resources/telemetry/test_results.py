@@ -9,8 +9,8 @@ import pytest
 from resources.catalog import CATALOG, Catalog
 from resources.results import ResultsStore
 from resources.telemetry import Champion, Readings, read_results
+from tests.resources.catalog.test_catalogue import commit, compared
 from tests.resources.telemetry.catalogues import METRICS, large_catalogue
-from tests.resources.test_catalog import commit, compared
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 NONE: Mapping[str, Champion] = {}
