@@ -91,6 +91,10 @@ bench-page: $(VENV)/.installed ## Write docs/performance.md from what was measur
 bench-flames: $(VENV)/.installed inputs ## Record the flame graphs in docs/images only
 	@$(BIN)/python -m tests.performance.bench --flames-only --write docs/performance.md
 
+bench-catalog: $(VENV)/.installed ## Measure the catalogue of 10,000 evaluations and write docs/catalogue.md (SAMPLES=1000: ten million rows)
+	@$(BIN)/python -m tests.performance.catalogue --evaluations $(or $(EVALUATIONS),10000) --samples $(or $(SAMPLES),100) \
+	  --write docs/catalogue.md
+
 simulate: $(VENV)/.installed ## Simulate how often verdicts are wrong and write docs/statistics.md (STORE=.eval: agreement from there)
 	@$(BIN)/python -m tests.simulation --store '$(STORE)' --write docs/statistics.md
 
@@ -141,4 +145,4 @@ browser: $(VENV)/.installed
 prometheus: $(VENV)/.installed
 	@$(BIN)/python tests/prometheus.py
 
-.PHONY: demo ui register evaluate leaderboard report doctor sql check-benchmarks setup inputs test test-fast test-cluster lint parity bench bench-page bench-flames simulate image image-sbom image-scan cluster-check lock clean help instance browser prometheus
+.PHONY: demo ui register evaluate leaderboard report doctor sql check-benchmarks setup inputs test test-fast test-cluster lint parity bench bench-page bench-flames bench-catalog simulate image image-sbom image-scan cluster-check lock clean help instance browser prometheus

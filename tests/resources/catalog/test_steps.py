@@ -158,7 +158,7 @@ def _is_whole(folder: Path) -> bool:
 
 def test_a_catalogue_refreshed_step_by_step_is_the_one_that_is_made_at_once() -> None:
     """A catalogue that drifts from the files shows numbers that nobody can find again, and no error."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Store,
         settings=settings(
             max_examples=15, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
