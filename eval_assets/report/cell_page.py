@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import duckdb
@@ -12,7 +12,7 @@ from eval_assets.report.index_page import MARKS
 from eval_assets.report.items import data_files, folder_of, listed_samples
 from eval_assets.report.reading import Evaluation, Metric, Results, read_metrics, read_samples
 from eval_assets.report.rendering import render
-from eval_assets.report.writing import Page
+from eval_assets.report.writing import Page, plain
 
 Cursor: TypeAlias = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 
@@ -80,7 +80,7 @@ def cell_page(results: Results, cell: Evaluation, cursor: Cursor, samples: int, 
     asked = min(samples, cell.samples)
     inputs = [
         cell.identity,
-        against and asdict(against),
+        plain(against),
         earlier,
         asked,
         text,
@@ -140,4 +140,4 @@ def damaged_page(results: Results, dataset: str, model: str) -> Page:
             ),
         )
 
-    return Page(path, asdict(damage), files)
+    return Page(path, plain(damage), files)

@@ -1,7 +1,6 @@
 """A cell against its baseline's: the recorded verdict, where the two differ, and the items that do."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from eval_assets.report import charts, naming, pairing
@@ -10,7 +9,7 @@ from eval_assets.report.index_page import MARKS
 from eval_assets.report.items import data_files, folder_of
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_samples
 from eval_assets.report.rendering import render
-from eval_assets.report.writing import Page
+from eval_assets.report.writing import Page, plain
 
 
 def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, items: int, text: int) -> Page:
@@ -27,7 +26,7 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
     }
     known = {model: model in results.models for model in cells}
     inputs = [
-        asdict(comparison),
+        plain(comparison),
         baseline and baseline.identity,
         candidate and candidate.identity,
         replaced,
@@ -66,6 +65,7 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
                 included=bool(items),
                 replaced=replaced,
                 marks=MARKS,
+                least=pairing.LEAST,
                 model_page={
                     model: naming.link(path, naming.model_page(model)) if there else ""
                     for model, there in known.items()

@@ -1,14 +1,14 @@
 """The leaderboard as a page: which versions, on which benchmarks, and what is shown to be better."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from eval_assets.report import naming
 from eval_assets.report.ranking import Scored, ranks, shades
 from eval_assets.report.reading import Results
 from eval_assets.report.rendering import render
-from eval_assets.report.writing import Page
+from eval_assets.report.writing import Page, plain
 
 MARKS = {"better": "▲", "equivalent": "=", "not worse": "≥", "worse": "▼", "undecided": "?"}
 """One sign for each verdict; its word is always beside it for those who don't see signs."""
@@ -175,4 +175,10 @@ def index_page(results: Results, table: Table) -> Page:
             ),
         )
 
-    return Page(naming.INDEX, [asdict(table), str(latest), len(results.evaluations), samples], files)
+    return Page(naming.INDEX, [_facts(table), str(latest), len(results.evaluations), samples], files)
+
+
+def _facts(table: Table) -> list[Any]:
+    """All that the page shows of the table."""
+    rows = [[*(plain(row) or [])[:-1], list(map(plain, row.cells))] for row in table.rows]
+    return [list(map(plain, table.columns)), rows]

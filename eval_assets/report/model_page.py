@@ -1,7 +1,8 @@
 """A version: its scores and those of the versions before it, what they cost, and where they come from."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from eval_assets.report import naming
@@ -10,7 +11,7 @@ from eval_assets.report.charts import history
 from eval_assets.report.index_page import MARKS, Column, Row, Shown, Table
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_metrics_of
 from eval_assets.report.rendering import render
-from eval_assets.report.writing import Page
+from eval_assets.report.writing import Page, plain
 
 VERSIONS = 24
 """How many versions of a model a history goes back."""
@@ -86,10 +87,10 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
     verdict = results.verdicts.get(model)
     inputs = [
         _facts(row),
-        [[asdict(line.column), line.against and asdict(line.against)] for line in lines],
-        [_facts(rows[one], rank=None, verdict="", against="") for one in beside],
+        [[plain(line.column), plain(line.against)] for line in lines],
+        [_facts_beside(rows[one]) for one in beside],
         [one.identity for one in evaluations],
-        verdict and asdict(verdict),
+        plain(verdict),
         ui,
     ]
 
@@ -138,11 +139,22 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
     return Page(path, inputs, files)
 
 
-def _facts(row: Row, **less: Any) -> dict[str, Any]:
-    """What a page shows of a row, not how the leaderboard colours it or where; `less` of a version beside."""
-    cells = [replace(one, shade=0, baseline=None, **less) for one in row.cells]
-    shown = replace(row, unbeaten=0, verdict="") if less else row
-    return asdict(replace(shown, cells=cells))
+_SHOWN = attrgetter(
+    "state", "page", "value", "low", "high", "n", "rank", "why", "against", "verdict", "difference",
+    "difference_low", "difference_high",
+)  # fmt: skip
+_SHOWN_BESIDE = attrgetter("state", "page", "value", "low", "high", "n")
+
+
+def _facts(row: Row) -> list[Any]:
+    """What the page of a version shows of its row; how the leaderboard colours it is not among it."""
+    whole = [row.model, row.production, row.deleted, row.verdict, row.unbeaten, row.scored]
+    return [*whole, *map(_SHOWN, row.cells)]
+
+
+def _facts_beside(row: Row) -> list[Any]:
+    """What the pages of other versions show of a row."""
+    return [row.model, row.production, *map(_SHOWN_BESIDE, row.cells)]
 
 
 def _history(table: Table, rows: Sequence[Row], model: str) -> str:

@@ -15,6 +15,8 @@ from eval_assets.verdicts import Scores, compare
 
 Sample = Mapping[str, Any]
 BINS = 10
+LEAST = 10
+"""Items that a group needs for an interval of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def differences(
         if pair[1]["group"] is not None:
             groups.setdefault(pair[1]["group"], []).append(pair)
     by_group = [
-        _difference(group, cell.primary_metric, of, cell.higher_is_better)
+        _difference(group, cell.primary_metric, of, cell.higher_is_better, least=LEAST)
         for group, of in sorted(groups.items())
         if len(groups) > 1
     ]
@@ -94,9 +96,11 @@ def differences(
 
 
 def _difference(
-    what: str, metric: str, pairs: Sequence[tuple[Sample, Sample]], higher: bool
+    what: str, metric: str, pairs: Sequence[tuple[Sample, Sample]], higher: bool, *, least: int = 0
 ) -> Difference | None:
-    """A metric's difference; None where not every item has a score of it."""
+    """A metric's difference, without an interval under `least` items; None where an item has no score."""
+    if len(pairs) < least:
+        return _bare_difference(what, metric, pairs, higher)
     known = METRICS.get(metric)
     sides = [
         Scores(
@@ -115,6 +119,19 @@ def _difference(
         what, found.n, found.baseline, found.candidate, found.difference, found.ci_low, found.ci_high,
         len(found.wins), len(found.losses),
     )  # fmt: skip
+
+
+def _bare_difference(
+    what: str, metric: str, pairs: Sequence[tuple[Sample, Sample]], higher: bool
+) -> Difference | None:
+    scores = [[row["scores"].get(metric) for row in pair] for pair in pairs]
+    if any(score is None for pair in scores for score in pair):
+        return None
+    changes = [(new - old) * (1 if higher else -1) for old, new in scores]
+    before, after = (statistics.fmean(of) for of in zip(*scores, strict=True))
+    wins, losses = sum(one > 0 for one in changes), sum(one < 0 for one in changes)
+    change = statistics.fmean(changes)
+    return Difference(what, len(pairs), before, after, change, None, None, wins, losses)
 
 
 def calibration(side: str, rows: Sequence[Sample]) -> Calibration | None:
