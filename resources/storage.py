@@ -189,15 +189,11 @@ class Listed(NamedTuple):
 
 
 def _local_listing(root: str, below: str, parts: Sequence[str]) -> Iterator[tuple[str, Listed]]:
-    """What matches in one folder; names that begin with a dot are files that are still being written."""
+    """What matches in one folder, and below it."""
     part, *rest = parts
     try:
         with os.scandir(f"{root}/{below}") as entries:
-            found = sorted(
-                (entry.name, entry)
-                for entry in entries
-                if fnmatchcase(entry.name, part) and not entry.name.startswith(".")
-            )
+            found = sorted((entry.name, entry) for entry in entries if fnmatchcase(entry.name, part))
         for name, entry in found:
             if rest:
                 yield from _local_listing(root, f"{below}{name}/", rest)
@@ -224,5 +220,5 @@ def listing_sign(entry: Mapping[str, Any]) -> str:
 def parquet(table: pa.Table) -> bytes:
     """A table as the content of a Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

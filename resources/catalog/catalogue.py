@@ -31,6 +31,7 @@ from resources.results import ResultsStore
 CATALOG = "catalog.duckdb"
 _MEMORY = "400MB"
 """DuckDB's share of a refresh's memory; what needs more goes to a temporary file."""
+_FULL = "No space left on device"
 _PATIENCE_SECONDS = 300.0
 _LOOK_SECONDS = 0.05
 _opening = threading.Lock()
@@ -217,7 +218,7 @@ class Catalog:
         except duckdb.Error as error:
             if not _is_of_file(error):
                 raise
-            if difference.base is None or "No space left" in str(error):
+            if difference.base is None or _FULL in str(error):
                 raise self._refused(error) from error
             again = replace(
                 difference,
@@ -230,7 +231,9 @@ class Catalog:
             left.unlink()
         try:
             return self._written(again, made)
-        except duckdb.IOException as error:
+        except duckdb.Error as error:
+            if not _is_of_file(error):
+                raise
             raise self._refused(error) from error
 
     def _written(self, difference: _Difference, made: Path) -> Refresh:
@@ -253,8 +256,9 @@ class Catalog:
         return _result(difference, damages)
 
     def _refused(self, error: Exception) -> TransientError:
+        reason = _FULL if _FULL in str(error) else _line(error)
         return TransientError(
-            f"results store: can't write {self._path}: {_line(error)}; free some space or check the "
+            f"results store: can't write {self._path}: {reason}; free some space or check the "
             "permissions of EVAL_STORE; the catalogue is as it was"
         )
 
@@ -379,7 +383,7 @@ def _newer(one: Path, other: Path) -> bool:
 def _is_of_file(error: duckdb.Error) -> bool:
     """Whether a file is damaged or can't be written, which DuckDB has several exceptions for."""
     kinds = (duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException)
-    told = ("orrupt", "Could not", "No space left", "not a valid DuckDB", "database file")
+    told = ("orrupt", "Could not", _FULL, "not a valid DuckDB", "database file")
     return isinstance(error, kinds) or any(text in str(error) for text in told)
 
 
