@@ -38,6 +38,7 @@ def _whole(chart: alt.TopLevelMixin) -> dict[str, Any]:
         background="transparent",
         font="system-ui, sans-serif",
         axis=alt.AxisConfig(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", labelLimit=220),
+        axisX=alt.AxisConfig(labelOverlap="greedy", labelSeparation=10),
         axisY=alt.AxisConfig(minExtent=36),
         header=alt.HeaderConfig(labelFontSize=13, titleFontSize=12),
         legend=alt.LegendConfig(labelFontSize=12, titleFontSize=12, labelLimit=240),

@@ -45,11 +45,24 @@
     let end = 0;
     while (end < a.length - start && end < b.length - start && a[a.length - 1 - end] === b[b.length - 1 - end]) end += 1;
     const middle = path(a.slice(start, a.length - end), b.slice(start, b.length - end));
-    const joined = [];
-    for (const [way, word] of [[0, a.slice(0, start).join("")], ...middle, [0, a.slice(a.length - end).join("")]]) {
-      if (joined.length && joined[joined.length - 1][0] === way) joined[joined.length - 1][1] += word;
-      else joined.push([way, word]);
+    // Spaces between two changed words belong to the change: "one two" for "six ten" is one change, not two.
+    const joined = [[0, a.slice(0, start).join("")]];
+    let [gone, come, spaces] = ["", "", ""];
+    const close = () => {
+      joined.push([-1, gone], [1, come], [0, spaces]);
+      [gone, come, spaces] = ["", "", ""];
+    };
+    for (const [way, word] of middle) {
+      if (way < 0) [gone, come, spaces] = [gone + spaces + word, come + spaces, ""];
+      else if (way > 0) [gone, come, spaces] = [gone + spaces, come + spaces + word, ""];
+      else if ((gone || come) && !word.trim()) spaces += word;
+      else {
+        close();
+        joined.push([0, word]);
+      }
     }
+    close();
+    joined.push([0, a.slice(a.length - end).join("")]);
     return joined.filter(([, words]) => words);
   }
   function path(a, b) {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from eval_assets.report.text import visible
 from tests.servers import free_port, serving
 from tests.ui.conftest import Save
 from tests.ui.report.conftest import Open, Report, one_of_each_kind, open_items, ready
@@ -131,8 +132,7 @@ def test_items_that_differ_are_shown_side_by_side_word_by_word(
     assert outputs[0] != outputs[1]
     for side, output, tag in zip(sides.all(), outputs, ("del", "ins"), strict=True):
         if output:
-            text = side.locator(".text").inner_text()
-            assert len(text) > 0
+            assert side.locator(".text").evaluate("(one) => one.textContent") == visible(output)
             assert side.locator(tag).count() > 0
     save(page, "report-6-differing")
 
