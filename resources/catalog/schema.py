@@ -8,7 +8,7 @@ numbers: the answers of one lie together, so that a query for a cell reads a tho
 import duckdb
 import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 _TIME = pa.timestamp("us", tz="UTC")
 EVALUATION_FIELDS = {
@@ -191,7 +191,7 @@ CREATE VIEW costs AS
 SELECT date_trunc('month', finished_at AT TIME ZONE 'UTC')::DATE AS "month", team, model_name, model, dataset,
        accelerator_class, spot, count(*) AS evaluations, sum(samples)::BIGINT AS samples,
        sum(accelerator_seconds) AS accelerator_seconds, sum(cost) AS cost
-FROM evaluations GROUP BY ALL;
+FROM evaluations WHERE origin IS NULL GROUP BY ALL;
 
 CREATE VIEW history AS
 SELECT dataset, model, model_name, model_version, primary_metric AS metric, value, stderr, ci_low, ci_high,

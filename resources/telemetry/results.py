@@ -21,12 +21,12 @@ class Champion:
 Rows: TypeAlias = list[tuple[Any, ...]]
 
 # Of each model the version whose first evaluation began last, and its champion. An older version that is
-# evaluated again does not become the latest by that.
+# evaluated again does not become the latest by that. What was imported is history and says nothing about now.
 _CHOSEN = """
 CREATE OR REPLACE TEMP TABLE chosen_versions AS
 WITH born AS (
     SELECT model_name, model_version, min(started_at) AS began FROM evaluations
-    WHERE model NOT IN (SELECT model FROM deleted_models) GROUP BY ALL)
+    WHERE origin IS NULL AND model NOT IN (SELECT model FROM deleted_models) GROUP BY ALL)
 SELECT model_name, model_version, min(began) AS born,
        bool_or(role = 'latest') AS latest, bool_or(role = 'champion') AS champion
 FROM (
@@ -43,21 +43,24 @@ SELECT e.evaluation_id, e.dataset, e.model, e.model_name, e.model_version, e.pri
        e.samples_with_error, e.prompt_tokens, e.output_tokens, e.accelerator_seconds, e.cost,
        e.seconds_load, e.seconds_prefill, e.seconds_decode, e.seconds_score, e.ci_low, e.ci_high,
        epoch(e.finished_at) - epoch(e.started_at) AS seconds
-FROM leaderboard JOIN evaluations e USING (evaluation_id)
+FROM leaderboard JOIN evaluations e USING (dataset, model, evaluation_id)
 JOIN chosen_versions v ON v.model_name = e.model_name AND v.model_version = e.model_version
+WHERE e.origin IS NULL
 ORDER BY v.champion DESC, e.finished_at DESC, e.evaluation_id LIMIT $cells
 """
 _COUNT = """
 SELECT count(*) FROM leaderboard l JOIN chosen_versions v
 ON v.model_name = l.model_name AND v.model_version = l.model_version
+WHERE l.origin IS NULL
 """
 _SUCCESS = """
 SELECT model_name, model_version, dataset, epoch(max(finished_at)) FROM evaluations
-WHERE status = 'valid' AND (dataset, model) IN (SELECT (dataset, model) FROM chosen_cells) GROUP BY ALL
+WHERE origin IS NULL AND status = 'valid'
+  AND (dataset, model) IN (SELECT (dataset, model) FROM chosen_cells) GROUP BY ALL
 """
 _SCORES = """
 SELECT c.model_name, c.model_version, c.dataset, m.metric, m.value
-FROM metrics m JOIN chosen_cells c USING (evaluation_id) WHERE m."group" IS NULL
+FROM metrics m JOIN chosen_cells c USING (dataset, model, evaluation_id) WHERE m."group" IS NULL
 """
 _DIFFERENCES = """
 SELECT c.model_name, c.model_version, c.dataset, o.metric, o.baseline, o.verdict, o.difference
@@ -71,11 +74,13 @@ JOIN chosen_versions v ON verdicts.model = v.model_name || '@' || v.model_versio
 _VERDICT_COUNTS = """
 SELECT regexp_replace(model, '@[^@]*$', ''), status, count(*) FROM verdicts GROUP BY ALL
 """
-_COMMITTED = "SELECT model_name, count(*) FROM evaluations GROUP BY ALL ORDER BY 2 DESC LIMIT $names"
+_COMMITTED = """
+SELECT model_name, count(*) FROM evaluations WHERE origin IS NULL GROUP BY ALL ORDER BY 2 DESC LIMIT $names
+"""
 _MONTH = """
 SELECT coalesce(team, ''), coalesce(accelerator_class, ''), count(*), sum(samples), sum(prompt_tokens),
        sum(output_tokens), sum(accelerator_seconds), sum(cost)
-FROM evaluations WHERE finished_at >= $month GROUP BY ALL ORDER BY 3 DESC LIMIT 200
+FROM evaluations WHERE origin IS NULL AND finished_at >= $month GROUP BY ALL ORDER BY 3 DESC LIMIT 200
 """
 _DAMAGED = "SELECT coalesce(dataset, ''), count(*) FROM damaged GROUP BY ALL ORDER BY 2 DESC LIMIT 200"
 

@@ -164,6 +164,7 @@ def test_an_imported_evaluation_is_never_taken_for_one_of_the_grid(store: Result
     with Catalog(store).connect() as connection:
         rows = connection.execute("SELECT DISTINCT origin FROM leaderboard UNION SELECT origin FROM history")
         assert rows.fetchall() == [("lm_eval",)]
+        assert connection.execute("SELECT count(*) FROM costs").fetchall() == [(0,)]
 
 
 @pytest.mark.parametrize(

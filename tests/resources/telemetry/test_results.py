@@ -7,9 +7,10 @@ import duckdb
 import pytest
 
 from resources.catalog import CATALOG, Catalog
-from resources.results import ResultsStore
+from resources.records import Estimate, MetricRow, Sample
+from resources.results import Cell, ResultsStore
 from resources.telemetry import Champion, Readings, read_results
-from tests.resources.catalog.test_catalogue import commit, compared
+from tests.resources.catalog.test_catalogue import RECORD, commit, compared
 from tests.resources.telemetry.catalogues import METRICS, large_catalogue
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
@@ -63,6 +64,37 @@ def test_an_old_version_that_is_evaluated_again_does_not_become_the_latest(
     three_versions.refresh()
     readings = readings_of(three_versions)
     assert set(values(readings, "llm_evaluation_version_info")) == {("m", "3", "latest")}
+
+
+def test_two_versions_with_the_same_files_are_two_series(store: ResultsStore) -> None:
+    """Their evaluations have one id: joined by it alone each is told twice, which Prometheus refuses."""
+    for version in ("1", "copy"):
+        with store.writer(Cell("squad", f"m@{version}", "1" * 64)) as writer:
+            record = {**RECORD, "model_version": version}
+            samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
+            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
+    catalog = Catalog(store)
+    catalog.refresh()
+    found = [
+        labels
+        for name, labels, _ in readings_of(catalog, {"m": Champion("1")})
+        if name in ("llm_evaluation_score", "llm_evaluation_samples")
+    ]
+    assert len(found) == len(set(found)) == 4
+
+
+def test_what_was_imported_is_not_watched(store: ResultsStore, three_versions: Catalog) -> None:
+    """Somebody's old results would be the newest model, and overdue."""
+    before = list(readings_of(three_versions))
+    for model in ("m@old", "theirs@1", "m@3"):
+        with store.writer(Cell("squad", model, "2" * 64)) as writer:
+            name, _, version = model.partition("@")
+            record = {**RECORD, "model_name": name, "model_version": version, "origin": "lm_eval"}
+            record["finished_at"] = record["started_at"] = "2026-01-14T00:00:00+00:00"
+            samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
+            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
+    assert three_versions.refresh().added == 3
+    assert sorted(readings_of(three_versions), key=str) == sorted(before, key=str)
 
 
 def test_a_champion_without_a_recorded_move_dates_from_its_first_evaluation(three_versions: Catalog) -> None:
