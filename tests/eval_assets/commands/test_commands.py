@@ -38,8 +38,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> It
             "EVAL_DEVICE": "cpu", "EVAL_THREADS": "1", "EVAL_DATA_MIRROR": folder / "data",
         }.items():  # fmt: skip
             patch.setenv(name, str(value))
-        done = run("evaluate", "--models", "tiny@*", "--benchmarks", "capitals,capitals_written", "--json")
-        assert done.exit_code == 0, done.output
+        # In a process of its own: a run of Dagster configures logging anew, and absl's handler then closes the
+        # stream that was stderr when it was imported, here pytest's.
+        done = subprocess.run(
+            [sys.executable, "-m", "eval_assets", "evaluate", "--models", "tiny@*", "--benchmarks",
+             "capitals,capitals_written", "--json"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
         assert [(c["benchmark"], c["model"]) for c in json.loads(done.stdout)["leaderboard"]] == CELLS
         patch.delenv("DAGSTER_HOME")
         yield folder
