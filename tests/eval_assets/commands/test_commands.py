@@ -38,7 +38,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> It
             "EVAL_DEVICE": "cpu", "EVAL_THREADS": "1", "EVAL_DATA_MIRROR": folder / "data",
         }.items():  # fmt: skip
             patch.setenv(name, str(value))
-        # In a process of its own: a run of Dagster configures logging anew, and absl's handler then closes the
+        # In a process of its own: a run of Dagster configures logging anew, and absl then closes the
         # stream that was stderr when it was imported, here pytest's.
         done = subprocess.run(
             [sys.executable, "-m", "eval_assets", "evaluate", "--models", "tiny@*", "--benchmarks",
