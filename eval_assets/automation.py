@@ -17,6 +17,7 @@ from eval_assets.pods import pod_tags
 from eval_assets.reconciling import Policy, Request, Task, Work, reconcile
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
+from resources.pods.tags import IN_FLIGHT
 from resources.registries import Listing, Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -311,6 +312,29 @@ def weekly_recheck(
         yield dg.SkipReason("no version is in production")
 
 
+@dg.schedule(
+    job=refresh_leaderboard,
+    cron_schedule="*/15 * * * *",
+    execution_timezone=_SETTINGS.timezone,
+    default_status=_SCHEDULE["default_status"],
+    description="Every quarter of an hour: the catalogue, leaderboard and report, if there is anything new.",
+)
+def keep_report_fresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """A refresh where an evaluation or a verdict is later than the report, and none is at work."""
+    instance = context.instance
+
+    def latest(asset: str) -> float:
+        event = instance.get_latest_materialization_event(dg.AssetKey(asset))
+        return 0.0 if event is None else event.timestamp
+
+    if max(latest("evaluation"), latest("promotion")) <= latest("report"):
+        return dg.SkipReason("nothing was evaluated or judged since the last report")
+    at_work = dg.RunsFilter(job_name=refresh_leaderboard.name, statuses=IN_FLIGHT)
+    if instance.get_runs_count(at_work):
+        return dg.SkipReason("a refresh is at work already")
+    return dg.RunRequest()
+
+
 JOBS = (register_models, prepare_benchmarks, evaluate_models, judge_models, refresh_leaderboard)
 SENSORS = (new_model_versions,)
-SCHEDULES = (nightly, weekly_recheck)
+SCHEDULES = (nightly, weekly_recheck, keep_report_fresh)

@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 from PIL import Image
 
+from eval_assets.automation import keep_report_fresh
 from eval_assets.definitions import definitions
 from eval_assets.leaderboard import leaderboard
 from eval_assets.publishing import report
@@ -57,6 +58,33 @@ def test_the_link_is_where_people_open_the_report(
 def test_the_run_says_how_many_samples_the_site_holds(store: ResultsStore) -> None:
     materialized(usual_store(store), items=0)
     assert not list(Path(store.root, "reports").rglob("*.data"))
+
+
+def test_the_report_follows_new_evaluations_and_verdicts_and_nothing_else() -> None:
+    """A report that nobody refreshes shows last month's champion; a refresh for nothing costs a pod."""
+    with dg.instance_for_test() as instance:
+
+        def asked() -> bool:
+            context = dg.build_schedule_context(instance=instance)
+            return isinstance(keep_report_fresh(context), dg.RunRequest)
+
+        def materialized(asset: str) -> None:
+            instance.report_runless_asset_event(dg.AssetMaterialization(asset))
+
+        assert not asked()
+        for new in ("evaluation", "promotion"):
+            materialized(new)
+            assert asked()
+            materialized("report")
+            assert not asked()
+        materialized("model_version")
+        assert not asked()
+        materialized("evaluation")
+        job = definitions(Settings.from_environment({})).resolve_job_def("refresh_leaderboard")
+        run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED)
+        assert not asked()
+        instance.delete_run(run.run_id)
+        assert asked()
 
 
 def test_refreshing_the_leaderboard_builds_the_report_too(store: ResultsStore) -> None:
