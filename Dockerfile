@@ -18,7 +18,7 @@ RUN python -m venv --without-pip /opt/venv
 
 # A stage of its own, so that an edit of pyproject.toml that changes no requirement installs nothing again.
 FROM build AS requirements
-ARG EXTRAS=cluster,mlflow,s3,large
+ARG EXTRAS=cluster,mlflow,s3,large,tracing
 COPY pyproject.toml ./
 RUN EXTRAS="$EXTRAS" python -c "import os, tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \

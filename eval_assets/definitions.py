@@ -26,6 +26,11 @@ def definitions(
     place of those that the settings name.
     """
     tracked = tracking(settings.models, settings.registry, SUITE)
+    if settings.log_format == "json":
+        # Imported where it is used: structlog takes its time.
+        from resources.json_logs import write_json_lines
+
+        write_json_lines()
     return dg.Definitions(
         assets=[model_version, benchmark, evaluation, promotion, leaderboard, report],
         jobs=[*JOBS, *ON_DEMAND],

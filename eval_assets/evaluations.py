@@ -30,7 +30,7 @@ from eval_assets.pushing import Pushing
 from eval_assets.reconciling import Task, Work
 from eval_assets.sequential import decide
 from eval_assets.tasks import SCORING_VERSION
-from resources import interrupts
+from resources import interrupts, spans
 from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Sample
@@ -157,8 +157,13 @@ def evaluate_cells(
     Raises dg.Failure, naming the cells that failed, after all have had their turn. A run that is told to end
     is tagged with the signal.
     """
+    run_id = context.run.run_id
     try:
-        with interrupts.watching():
+        with (
+            interrupts.watching(),
+            spans.exporting(settings.traces, run_id, context.log.warning),
+            spans.span("run", run_id=run_id),
+        ):
             _evaluate_cells(context, places, registry, store, engines, settings, force=force)
     except (KeyboardInterrupt, DagsterExecutionInterruptedError):
         # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
@@ -231,7 +236,8 @@ class _Cell:
         self._settings, self._pushing = settings, pushing
         self._look = Observer.of(context.instance, registry, store, settings)
         self._cells = self._look.cells
-        self._model = recorded(place.model, registry, store)
+        with spans.span("fetch", model=place.model, dataset=place.dataset):
+            self._model = recorded(place.model, registry, store)
         self._benchmark = self._cells.benchmark(self._model.name, place.dataset)
         self._cell = self._cells.cell(self._model, self._benchmark)
 
@@ -244,6 +250,10 @@ class _Cell:
 
     def evaluate(self, *, force: bool) -> None:
         """Evaluate or reuse, look by look where that is asked for; record materialization and checks."""
+        with spans.span("cell", model=self._cell.model, dataset=self._cell.dataset):
+            self._evaluate(force=force)
+
+    def _evaluate(self, *, force: bool) -> None:
         before = self._store.committed(self._cell) if force else None
         against = self._against()
         looks = self._looks(staged=against is not None and not force)
@@ -294,6 +304,13 @@ class _Cell:
     ) -> None:
         context, cell = self._context, self._cell
         partition = cell_key(cell.dataset, cell.model)
+        spans.add(
+            evaluation_id=outcome.record["evaluation_id"],
+            reused=outcome.reused,
+            samples=outcome.record["samples"],
+            prompt_tokens=outcome.record["prompt_tokens"],
+            output_tokens=outcome.record["output_tokens"],
+        )
         record_materialization(
             context,
             "evaluation",

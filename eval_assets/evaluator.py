@@ -26,7 +26,7 @@ from eval_assets.progress import Meter, Progress, work_of
 from eval_assets.suite.items import Item
 from eval_assets.suite.spec import BenchmarkSpec
 from eval_assets.tasks import SCORING_VERSION
-from resources import interrupts
+from resources import interrupts, spans
 from resources.engines import Engine, Step
 from resources.records import Estimate, MetricRow, Sample
 from resources.registries import FileFacts, ModelVersion
@@ -186,6 +186,7 @@ class _Evaluation:
         self.run_id = run_id
         self.revision = revision
         self.pod = pod
+        spans.add(evaluation_id=writer.evaluation_id)
         self.on_progress = on_progress
         self.on_warning = on_warning
         self.meter = Meter()
@@ -213,12 +214,17 @@ class _Evaluation:
         with interrupts.last_words(lambda: self.end("told to end")):
             try:
                 self.writer.begin()
-                with self.meter.timed("load"):
+                with spans.span("load"), self.meter.timed("load"):
                     engine = load_engine()
-                self.ask(engine)
-                ordered = self.scored()
-                metrics = estimate_metrics(ordered, self.benchmark.spec.metrics)
-                return self.writer.commit(ordered, metrics, self.record(engine, ordered, metrics))
+                try:
+                    self.ask(engine)
+                finally:
+                    self.trace_phases()
+                with spans.span("score", samples=len(self.samples)):
+                    ordered = self.scored()
+                    metrics = estimate_metrics(ordered, self.benchmark.spec.metrics)
+                with spans.span("commit"):
+                    return self.writer.commit(ordered, metrics, self.record(engine, ordered, metrics))
             except Exception as error:
                 self.end(f"{type(error).__name__}: {error}".splitlines()[0])
                 raise
@@ -243,6 +249,19 @@ class _Evaluation:
         self.meter.add_model_time()
         self.flush()
         self.report()
+
+    def trace_phases(self) -> None:
+        """Leave a span of each phase of the model; a span of every pass would be thousands."""
+        tokens = {"prefill": self.meter.prompt_tokens, "decode": self.meter.output_tokens}
+        for phase, stretch in self.meter.stretches.items():
+            spans.past(
+                phase,
+                stretch.began,
+                stretch.ended,
+                seconds=round(self.meter.seconds[phase], 3),
+                passes=stretch.passes,
+                tokens=tokens.get(phase),
+            )
 
     def stepped(self, step: Step) -> None:
         """Take in a pass of the model; a pass after which no sample ends may still be time to save some."""

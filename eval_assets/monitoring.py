@@ -51,6 +51,11 @@ def serve_metrics(
 
     Raises UserError where the port is taken, and for a mistake in the settings.
     """
+    if settings.log_format == "json":
+        # Imported where it is used: structlog takes its time.
+        from resources.json_logs import write_json_lines
+
+        write_json_lines()
     store = ResultsStore(settings.store)
     tracked = tracking(settings.models, settings.registry, SUITE)
     registry = open_registries(

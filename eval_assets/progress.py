@@ -71,6 +71,18 @@ def work_of(item: Item) -> int:
     return shown + sum(len(text) for text in item.references[:1]) + 1
 
 
+@dataclass(slots=True)
+class Stretch:
+    """When a phase of the model began and last ended (`time.perf_counter`), in so many passes through it.
+
+    Phases take turns: what of the time between is this one's is in `Meter.seconds`.
+    """
+
+    began: float
+    ended: float = 0.0
+    passes: int = 0
+
+
 class Meter:
     """Adds up a run's seconds by phase, tokens, widest batch and peak memory.
 
@@ -84,6 +96,7 @@ class Meter:
         self.sequences = self.most_sequences = 0
         self._memory_bytes = self._peak_bytes = 0
         self._phase: Phase = "prefill"
+        self.stretches: dict[Phase, Stretch] = {}
         self._marked_at = time.perf_counter()
 
     @property
@@ -108,7 +121,10 @@ class Meter:
     def add(self, step: Step) -> None:
         """Take in a pass through the model that has just ended."""
         self._phase = step.phase
+        stretch = self.stretches.setdefault(step.phase, Stretch(self._marked_at))
         self.add_model_time()
+        stretch.ended = self._marked_at
+        stretch.passes += 1
         self.prompt_tokens += step.prompt_tokens
         self.output_tokens += step.output_tokens
         self.sequences = step.sequences

