@@ -38,17 +38,27 @@ def label_of(name: str, names: TaskNames | None) -> tuple[str, float] | None:
 def sample_lines(
     samples: Sequence[Sample], spec: BenchmarkSpec | None, names: TaskNames | None, task_type: str
 ) -> Iterator[dict[str, Any]]:
-    """The lines of one task's file: for each filter one a sample, in the order of their items."""
-    metrics = list(samples[0].scores) if samples else []
+    """The lines of one task's file: for each filter one a sample, in the order of their items.
+
+    A sample has a line under the filters of its own scores, and one in any case.
+    """
+    names_of_all = dict.fromkeys(name for sample in samples for name in sample.scores)
     filters: dict[str, list[tuple[str, str, float]]] = {}
-    for name in metrics:
+    for name in names_of_all:
         found = label_of(name, names)
         if found is not None:
             metric, _, filter_name = found[0].partition(",")
             filters.setdefault(filter_name, []).append((metric, name, found[1]))
+    written: set[str] = set()
     for filter_name, labels in filters.items():
         for position, sample in enumerate(samples):
-            yield _line(position, sample, filter_name, labels, spec, names, task_type)
+            mine = [label for label in labels if label[1] in sample.scores]
+            if mine:
+                written.add(sample.sample_id)
+                yield _line(position, sample, filter_name, mine, spec, names, task_type)
+    for position, sample in enumerate(samples):
+        if sample.sample_id not in written:
+            yield _line(position, sample, NO_FILTER, [], spec, names, task_type)
 
 
 def _line(
