@@ -11,6 +11,7 @@ from eval_assets.commands.cluster import estimate, pod
 from eval_assets.commands.deciding import forget, gate, retry, rollback
 from eval_assets.commands.doctor import doctor
 from eval_assets.commands.evaluating import evaluate, list_models, register
+from eval_assets.commands.keeping import retention
 from eval_assets.commands.publishing import export, import_results, metrics, report
 from eval_assets.commands.results import compare, leaderboard, samples, sql
 from resources import interrupts
@@ -60,7 +61,7 @@ for _command in (
     evaluate, leaderboard, compare, samples, sql,
     register, list_models, benchmarks,
     gate, rollback, retry, forget,
-    report, import_results, export, metrics,
+    report, import_results, export, metrics, retention,
     pod, estimate, doctor, completion,
 ):  # fmt: skip
     main.add_command(_command)

@@ -6,15 +6,14 @@ the results store: the same fingerprints, so that whatever evaluates the same ve
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from eval_assets.partitions import SUITE
-from eval_assets.runs import RunFailedError, Runs
+from eval_assets.runs import Runs
 from eval_assets.tracking import tracking
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
@@ -31,67 +30,19 @@ _COMMON = re.compile(
 """Names of folders that say nothing without their parent's."""
 
 
-def evaluate_folder(
-    model: str,
-    benchmarks: Sequence[str] = (),
-    *,
-    key: str | None = None,
-    store: str | None = None,
-    limit: int | None = None,
-    force: bool = False,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
-    """Evaluate a model's folder, a model of the Hub or a registered version; returns the records.
-
-    Only what the store has no evaluation of is computed, unless `force`. `benchmarks` are keys, none for all;
-    `limit` items of each. See `opened` for `model`, `key` and `store`. `on_step` gets a line about what
-    begins; `evaluations.progress_to` tells how far it is.
-
-    Raises UserError for what a user can put right, for cells that failed after all have had their turn.
-    """
-    with opened(model, key=key, store=store, limit=limit) as (runs, version):
-        datasets = list(benchmarks) or list(SUITE)
-        unknown = [dataset for dataset in datasets if dataset not in SUITE]
-        if unknown:
-            raise UserError(f"unknown benchmark {unknown[0]!r}; there are {', '.join(SUITE)}")
-        if runs.register([version], only_changed=True):
-            on_step(f"{version}: verified and measured")
-        failures = []
-        for dataset, failure in runs.prepare(datasets).items():
-            on_step(f"{dataset}: {failure or 'prepared'}")
-            if failure is not None:
-                failures.append(failure)
-                datasets.remove(dataset)
-        cells = runs.cells([version], datasets)
-        for request in runs.missing(cells, force=force):
-            on_step(f"{version}: evaluating {', '.join(request.datasets)}")
-            try:
-                runs.evaluate(request, force=force)
-            except RunFailedError as error:
-                failures.append(str(error))
-        records = [record for cell in cells if (record := runs.store.committed(cell)) is not None]
-        if failures:
-            raise UserError("; ".join(failures))
-        return records
-
-
 @contextmanager
-def opened(
-    model: str, *, key: str | None = None, store: str | None = None, limit: int | None = None
-) -> Iterator[tuple[Runs, str]]:
+def opened(model: str, *, key: str | None = None, limit: int | None = None) -> Iterator[tuple[Runs, str]]:
     """Runs for one model, on an instance of their own, and the model's key.
 
     `model` is a folder, a version of the configured registries (``name@version``), or a model of the Hub
     (``org/name``, or ``org/name@revision``). A folder within EVAL_REGISTRY has the key that it has there; any
     other one the name of the folder and, for a version, the beginning of its content's digest, so that
-    training on makes another version; `key` names it otherwise. `store` and `limit` stand for EVAL_STORE and
-    EVAL_LIMIT.
+    training on makes another version; `key` names it otherwise. `limit` stands for EVAL_LIMIT.
 
     Raises UserError for a model that is nowhere.
     """
-    changes = {VARIABLES["store"].name: store, VARIABLES["limit"].name: None if limit is None else str(limit)}
     with ExitStack() as stack:
-        stack.enter_context(_environment({name: text for name, text in changes.items() if text is not None}))
+        stack.enter_context(limited(limit))
         settings = Settings.from_environment()
         registry, version = _found(model, key, settings)
         if registry is not None and settings.models is not None:
@@ -100,6 +51,11 @@ def opened(
                 stack.enter_context(_environment({VARIABLES["models"].name: ""}))
         instance = stack.enter_context(dg.DagsterInstance.ephemeral())
         yield Runs(instance, registry), version
+
+
+def limited(limit: int | None) -> AbstractContextManager[None]:
+    """`limit` stands for EVAL_LIMIT within, if it is given."""
+    return _environment({} if limit is None else {VARIABLES["limit"].name: str(limit)})
 
 
 @contextmanager

@@ -35,7 +35,9 @@ def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path |
     runs = Runs()
     entry = runs.tracking.entry_of(key)
     if run:
-        evaluated = evaluate_grid(out, [*_compared_with(runs, key), key], entry.datasets(SUITE), force=False)
+        evaluated = evaluate_grid(
+            out, runs, [*_compared_with(runs, key), key], entry.datasets(SUITE), force=False
+        )
         if evaluated["failures"]:
             raise UserError("; ".join(evaluated["failures"]))
     verdict = _todays_verdict(runs, key)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eval_assets.commands.output import (
+    MODEL,
     MODELS,
     Output,
     benchmark_named,
@@ -86,26 +87,52 @@ def _model_row(key: str, record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @click.command()
+@click.argument("model", required=False, type=MODEL)
 @models_option
 @benchmarks_option
+@click.option(
+    "--limit", type=click.IntRange(1), help="items of each benchmark; by default EVAL_LIMIT, or all"
+)
+@click.option("--key", help="the key that MODEL gets, name@version, where it is a folder")
 @click.option("--force", is_flag=True, help="evaluate again what is committed already")
 @output
-def evaluate(out: Output, models: Sequence[str], benchmarks: Sequence[str], force: bool) -> None:
-    """Evaluate what is missing or stale of models x benchmarks, then show the leaderboard."""
+def evaluate(
+    out: Output,
+    model: str | None,
+    models: Sequence[str],
+    benchmarks: Sequence[str],
+    limit: int | None,
+    key: str | None,
+    force: bool,
+) -> None:
+    """Evaluate what is missing or stale, then show the leaderboard.
+
+    MODEL is a model's folder, a name@version of the registry, or org/name of the Hub, and needs no Dagster
+    instance. Without it, --models of the registry are evaluated on the one in DAGSTER_HOME, and judged.
+    """
+    from eval_assets.at_hand import limited, opened
     from resources.errors import UserError
 
-    evaluated = evaluate_grid(out, models, benchmarks, force=force)
+    if model is not None:
+        with opened(model, key=key, limit=limit) as (runs, version):
+            evaluated = evaluate_grid(out, runs, [version], benchmarks, force=force)
+    elif key is not None:
+        raise UserError("--key is for a model that is named as a folder: evaluate FOLDER --key name@version")
+    else:
+        with limited(limit):
+            evaluated = evaluate_grid(out, None, models, benchmarks, force=force)
     out.document(evaluated)
     if evaluated["failures"]:
         raise UserError("; ".join(evaluated["failures"]))
 
 
 def evaluate_grid(
-    out: Output, patterns: Sequence[str], benchmarks: Sequence[str], *, force: bool
+    out: Output, runs: "Runs | None", patterns: Sequence[str], benchmarks: Sequence[str], *, force: bool
 ) -> dict[str, Any]:
     """Evaluate what is missing, with a progress bar, then show the leaderboard and where things are.
 
-    Returns what was done as plain data, with a line in ``failures`` for each run that failed.
+    `runs` are those of the instance in DAGSTER_HOME, if not given. Returns what was done as plain data, with
+    a line in ``failures`` for each run that failed.
     """
     from eval_assets.automation import no_versions_message
     from eval_assets.commands.bar import Bar
@@ -118,7 +145,7 @@ def evaluate_grid(
 
     started = time.monotonic()
     datasets = [benchmark_named(key) for key in benchmarks] or list(SUITE)
-    runs = Runs()
+    runs = runs or Runs()
     models = runs.models(patterns)
     if not models:
         raise UserError(no_versions_message(runs.registry))

@@ -15,6 +15,7 @@ from eval_assets.commands.output import (
     benchmarks_option,
     models_option,
     output,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _sample_row(sample: Mapping[str, Any]) -> tuple[str, ...]:
         "" if sample["score"] is None else f"{sample['score']:.4g}",
         _short(sample["error"] or _answer(sample), 40),
         _short(_right_answer(sample), 40),
-        _short(sample["prompt"], 60, end=True),
+        _short(sample["prompt"] or "", 60, end=True),
     )
 
 
@@ -243,24 +244,27 @@ def _show_whole(out: Output, sample: Mapping[str, Any]) -> None:
             out.say(f"{name.replace('_', ' ')}: {sample[name]}")
     for metric, value in (sample["scores"] or {}).items():
         out.say(f"{metric}: {value:.6g}")
-    out.say("prompt", style="bold")
-    out.say(sample["prompt"])
+    if sample["prompt"] is None:
+        out.say("its texts were removed (docs/retention.md)", style="yellow")
+    else:
+        out.say("prompt", style="bold")
+        out.say(printable(sample["prompt"]))
     if sample["choices"]:
         out.say("choices", style="bold")
         likelihoods = sample["loglikelihoods"] or [None] * len(sample["choices"])
         for number, (choice, likelihood) in enumerate(zip(sample["choices"], likelihoods, strict=False)):
             mark = "*" if number == sample["target"] else " "
             nats = "" if likelihood is None else f"{likelihood:10.4f} nats  "
-            out.say(f"{mark} {nats}{choice}")
+            out.say(f"{mark} {nats}{printable(choice)}")
     elif sample["loglikelihoods"]:
         out.say(f"log-likelihood: {sum(sample['loglikelihoods']):.4f} nats")
     if sample["output"] is not None:
         out.say("output", style="bold")
-        out.say(sample["output"])
+        out.say(printable(sample["output"]))
     if sample["references"]:
         out.say("references", style="bold")
         for reference in sample["references"]:
-            out.say(reference)
+            out.say(printable(reference))
     out.say("")
 
 

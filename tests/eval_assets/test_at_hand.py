@@ -5,12 +5,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 
-from eval_assets.at_hand import evaluate_folder
-from eval_assets.evaluations import progress_to
+from eval_assets.at_hand import opened
+from eval_assets.commands.evaluating import evaluate_grid
+from eval_assets.commands.output import Output
 from resources.catalog import Catalog
 from resources.configured import EngineResource
 from resources.errors import UserError
@@ -39,6 +41,24 @@ def folder(tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ours() == before, "the settings of one call must not become those of the next"
 
 
+def evaluate(
+    model: str,
+    benchmarks: list[str],
+    *,
+    force: bool = False,
+    key: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """What the command does, and the records that are there then."""
+    with opened(model, key=key, limit=limit) as (runs, version):
+        done = evaluate_grid(Output(), runs, [version], benchmarks, force=force)
+        if done["failures"]:
+            raise UserError("; ".join(done["failures"]))
+        records = [runs.store.committed(cell) for cell in runs.cells([version], benchmarks)]
+    assert None not in records
+    return records  # type: ignore[return-value]  # None is not among them
+
+
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the models whose weights are loaded from now on."""
     found: list[str] = []
@@ -52,16 +72,16 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_folder_is_all_that_it_takes(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_all_that_it_takes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whoever tries this first has a model and ten minutes, and no instance, registry or daemon."""
-    steps: list[str] = []
-    lines: list[str] = []
-    with progress_to(lambda progress: lines.append(progress.line())):
-        records = evaluate_folder(str(folder), ["capitals", "sentences"], on_step=steps.append)
+    records = evaluate(str(folder), ["capitals", "sentences"])
     assert [record["dataset"] for record in records] == ["capitals", "sentences"]
     assert {record["status"] for record in records} == {"valid"}
-    assert lines
-    assert steps[-1].endswith("evaluating capitals, sentences")
+    shown = capsys.readouterr().out
+    assert "2 of 2 cells to evaluate" in shown
+    assert "Done in" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == [".eval", "my-model"]
     catalog = Catalog(ResultsStore(str(tmp_path / ".eval")))
     catalog.refresh()
@@ -75,24 +95,24 @@ def test_a_folder_is_all_that_it_takes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = evaluate_folder(str(folder), ["capitals"])
+    first = evaluate(str(folder), ["capitals"])
     loaded = loads(monkeypatch)
-    assert evaluate_folder(str(folder), ["capitals"]) == first
+    assert evaluate(str(folder), ["capitals"]) == first
     assert loaded == []
-    both = evaluate_folder(str(folder), ["capitals", "sentences"])
+    both = evaluate(str(folder), ["capitals", "sentences"])
     assert both[0] == first[0]
     assert loaded == [first[0]["model"]]
-    [again] = evaluate_folder(str(folder), ["capitals"], force=True)
+    [again] = evaluate(str(folder), ["capitals"], force=True)
     assert again["evaluation_id"] != first[0]["evaluation_id"]
     assert again["content_digest"] == first[0]["content_digest"]
 
 
 def test_a_model_that_was_trained_on_is_another_version(folder: Path, tmp_path: Path) -> None:
-    [first] = evaluate_folder(str(folder), ["capitals"])
+    [first] = evaluate(str(folder), ["capitals"])
     make_worse(folder, tmp_path / "later")
     shutil.rmtree(folder)
     (tmp_path / "later").rename(folder)
-    [second] = evaluate_folder(str(folder), ["capitals"])
+    [second] = evaluate(str(folder), ["capitals"])
     assert first["model_name"] == second["model_name"] == "my-model"
     assert first["model_version"] != second["model_version"]
 
@@ -102,7 +122,7 @@ def test_a_later_run_through_dagster_reuses_the_results(
 ) -> None:
     """What somebody computed at their desk would otherwise be computed again on the cluster."""
     home = os.environ.pop("DAGSTER_HOME")
-    records = evaluate_folder(str(project.registry / "tiny" / "1"), ["capitals", "sentences"])
+    records = evaluate(str(project.registry / "tiny" / "1"), ["capitals", "sentences"])
     assert {record["model"] for record in records} == {"tiny@1"}
     monkeypatch.setenv("DAGSTER_HOME", home)
     assert list(Path(home).iterdir()) == [Path(home, "dagster.yaml")]
@@ -120,19 +140,14 @@ def test_a_key_of_the_configured_registry_needs_no_instance_either(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DAGSTER_HOME")
-    [record] = evaluate_folder("tiny@2", ["capitals"], limit=3)
+    [record] = evaluate("tiny@2", ["capitals"], limit=3)
     assert (record["model"], record["samples"]) == ("tiny@2", 3)
 
 
-def test_limit_store_and_key_are_arguments(folder: Path, tmp_path: Path) -> None:
-    [record] = evaluate_folder(
-        str(folder), ["capitals"], limit=4, store=str(tmp_path / "elsewhere"), key="team/model@7"
-    )
+def test_limit_and_key_are_arguments(folder: Path, tmp_path: Path) -> None:
+    [record] = evaluate(str(folder), ["capitals"], limit=4, key="team/model@7")
     assert (record["samples"], record["model"]) == (4, "team/model@7")
-    assert [one["model"] for _, one in ResultsStore(str(tmp_path / "elsewhere")).records()] == [
-        "team/model@7"
-    ]
-    assert not (tmp_path / ".eval").exists()
+    assert [one["model"] for _, one in ResultsStore(str(tmp_path / ".eval")).records()] == ["team/model@7"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,7 @@ def test_a_folder_is_named_so_that_it_is_known_again(
     target = tmp_path / place
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
-    [record] = evaluate_folder(place, ["capitals"], limit=2)
+    [record] = evaluate(place, ["capitals"], limit=2)
     assert record["model_name"] == name
     target.rename(folder)
 
@@ -162,12 +177,12 @@ def test_a_model_of_the_hub_is_fetched_and_evaluated(folder: Path, monkeypatch: 
     with running() as hub:
         repo = hub.repo("org/tiny", {path.name: path.read_bytes() for path in folder.iterdir()})
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        [record] = evaluate_folder("org/tiny", ["capitals"], limit=2)
+        [record] = evaluate("org/tiny", ["capitals"], limit=2)
         assert record["model"] == f"org/tiny@{repo.head[:12]}"
-        [same] = evaluate_folder(f"org/tiny@{repo.head[:12]}", ["capitals"], limit=2)
+        [same] = evaluate(f"org/tiny@{repo.head[:12]}", ["capitals"], limit=2)
         assert same == record
         with pytest.raises(UserError, match="org/nothing"):
-            evaluate_folder("org/nothing", ["capitals"])
+            evaluate("org/nothing", ["capitals"])
     monkeypatch.delenv("HF_ENDPOINT")
     huggingface_hub.close_session()
 
@@ -179,8 +194,8 @@ def test_a_tracked_name_is_asked_as_its_entry_says(
     entry = {"registry": {"folder": str(tmp_path / "none")}, "names": "tracked", "dtype": "bfloat16"}
     (tmp_path / "models.yaml").write_text(json.dumps({"models": [entry]}))
     monkeypatch.setenv("EVAL_MODELS", str(tmp_path / "models.yaml"))
-    [tracked] = evaluate_folder(str(folder), ["capitals"], key="tracked@1", limit=2)
-    [other] = evaluate_folder(str(folder), ["capitals"], key="other@1", limit=2)
+    [tracked] = evaluate(str(folder), ["capitals"], key="tracked@1", limit=2)
+    [other] = evaluate(str(folder), ["capitals"], key="other@1", limit=2)
     assert (tracked["engine"]["dtype"], other["engine"]["dtype"]) == ("bfloat16", "float32")
     monkeypatch.delenv("EVAL_MODELS")
 
@@ -197,10 +212,10 @@ def test_what_is_no_model_is_one_line(folder: Path, tmp_path: Path) -> None:
     ]
     for model, options, reason in cases:
         with pytest.raises(UserError, match=reason) as raised:
-            evaluate_folder(model, ["capitals"], **options)  # type: ignore[arg-type]
+            evaluate(model, ["capitals"], **options)  # type: ignore[arg-type]
         assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="unknown benchmark 'capitalls'"):
-        evaluate_folder(str(folder), ["capitalls"])
+        evaluate(str(folder), ["capitalls"])
 
 
 def test_a_broken_model_fails_in_one_line_and_the_rest_is_kept(
@@ -209,7 +224,7 @@ def test_a_broken_model_fails_in_one_line_and_the_rest_is_kept(
     broken = Path(shutil.copytree(tiny_models / "broken" / "1", tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"broken/?.*model\.safetensors") as raised:
-        evaluate_folder(str(broken), ["capitals"])
+        evaluate(str(broken), ["capitals"])
     assert "\n" not in str(raised.value)
 
 

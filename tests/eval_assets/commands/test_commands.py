@@ -277,6 +277,29 @@ def test_a_table_is_written_as_its_name_says(evaluated: Path, tmp_path: Path) ->
     assert len(wrong.stderr.splitlines()) == 1
 
 
+def test_retention_shows_before_it_removes(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(evaluated / "store", tmp_path / "store")
+    monkeypatch.setenv("EVAL_STORE", str(tmp_path / "store"))
+    (tmp_path / "policy.yaml").write_text("versions: 1\ntexts_days: 0\n")
+    policy = ("--policy", str(tmp_path / "policy.yaml"))
+    planned = document("retention", *policy)
+    assert {action["kind"] for action in planned["actions"]} == {"texts"}
+    assert planned["applied"] is None
+    assert len(document("samples", "tiny@1", "capitals", "--find", "capital of")) == 12
+    refused = run("retention", *policy, "--apply")
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    done = document("retention", *policy, "--apply", "--why", "a test")
+    assert done["applied"]["skipped"] == []
+    gone = {action["place"][1] for action in planned["actions"]}
+    for model in ("tiny@1", "tiny@2"):
+        (sample, *_) = document("samples", model, "capitals")
+        assert (sample["prompt"] is None) == (model in gone)
+        assert run("samples", model, "capitals", sample["sample_id"]).exit_code == 0
+        assert run("samples", model, "capitals").exit_code == 0
+
+
 def test_metrics_are_served_until_the_command_is_told_to_end(evaluated: Path) -> None:
     command = subprocess.Popen(
         [sys.executable, "-m", "eval_assets", "metrics", "--port", "0"],
