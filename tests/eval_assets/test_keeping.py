@@ -5,13 +5,19 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from eval_assets.comparing import compare_cells, scores_of
 from eval_assets.keeping import retain, retention_plan, versions_in_use
+from eval_assets.partitions import SUITE
+from resources.configured import EngineResource
 from resources.errors import UserError
-from resources.records import Estimate, MetricRow, Sample
+from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
 from resources.results import Cell, ResultsStore
-from resources.retention import RetentionPolicy
+from resources.retention import RetentionPolicy, apply, plan, take_stock
+from resources.retention.applying import without_texts
 from resources.retention.policy import Kind
 from resources.settings import Settings
 from tests.eval_assets.conftest import Project
@@ -100,3 +106,51 @@ def test_an_alias_that_moved_since_the_plan_keeps_its_version(project: Project, 
     assert [line.split(": ", 1)[1] for line in done.skipped] == ["kept meanwhile: the alias champion"]
     assert {record["model"] for _, record in store.records()} == {"tiny@2", "tiny@3", "org/imported@new"}
     assert {str(action.kind) for action in planned.actions} == {str(Kind.DELETE)}
+
+
+def test_comparisons_checks_and_reuse_go_on_without_the_texts(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verdict of last year is asked for again when somebody doubts it; it must come out as it did."""
+    monkeypatch.setenv("EVAL_LIMIT", "6")
+    runs = project.registered("tiny@1", "tiny@2")
+    datasets = ["capitals", "capitals_written", "sentences"]
+    for model in ("tiny@1", "tiny@2"):
+        runs.evaluate_cells(model, datasets)
+    before = {d: compare_cells(runs.look.cells, "tiny@2", "tiny@1", d) for d in datasets}
+    settings = Settings.from_environment()
+    in_ten_years = datetime.now(UTC) + timedelta(days=3650)
+    policy = RetentionPolicy(versions=1, texts_days=1)
+    done = apply(plan(take_stock(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w")
+    assert done.skipped == ()
+    stripped = {record["model"] for _, record in runs.store.records() if record.get("retention")}
+    assert stripped == {"tiny@1"}
+    for dataset in datasets:
+        after = compare_cells(runs.look.cells, "tiny@2", "tiny@1", dataset)
+        assert after.as_row() == before[dataset].as_row()
+    monkeypatch.setattr(EngineResource, "load", lambda *_: pytest.fail("it is computed again"))
+    runs.evaluate_cells("tiny@1", datasets)  # recorded again: with its checks, and examples for the UI
+    assert all(runs.store.committed(cell) is not None for cell in runs.cells(["tiny@1"], datasets))
+    assert retention_plan(runs.store, settings, policy).actions == ()
+
+
+@pytest.mark.parametrize("dataset", sorted(SUITE))
+def test_what_a_verdict_is_made_of_is_left_of_every_benchmarks_samples(dataset: str) -> None:
+    """Of a benchmark whose metric reads a text, a comparison would fail, or come out differently."""
+    spec = SUITE[dataset]
+    samples = []
+    for number in range(5):
+        texts = [f"{number} words and more words"] * 2
+        sample = Sample(
+            f"id{number}", number, None, f"c{number % 2}", "prompt", loglikelihoods=[-3.0 - number]
+        )
+        sample.references, sample.output, sample.choices = texts, "output", texts
+        sample.scores = {metric.name: number / 7 for metric in spec.metrics}
+        samples.append(sample)
+    table = pa.Table.from_pylist([sample.as_row() for sample in samples], schema=SAMPLE_SCHEMA)
+    left = [Sample.from_row(row) for row in without_texts(table, spec.task).to_pylist()]
+    (one, bounds), (other, same) = scores_of(spec, samples), scores_of(spec, left)
+    assert (bounds, one.ids, one.clusters) == (same, other.ids, other.clusters)
+    assert np.array_equal(np.asarray(one.values), np.asarray(other.values))
+    assert np.array_equal(np.asarray(one.weights), np.asarray(other.weights))
+    assert {sample.prompt for sample in left} == {""}

@@ -352,14 +352,34 @@ def test_readers_and_refreshers_never_see_half_of_it(store: ResultsStore) -> Non
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=read)
-    thread.start()
+    def refresh() -> None:
+        catalog = Catalog(ResultsStore(store.root))
+        try:
+            while not stop.is_set():
+                catalog.refresh()
+                with catalog.connect() as connection:
+                    half = connection.execute(
+                        "SELECT count(*) FROM (SELECT count(prompt) AS prompts, count(*) AS n FROM samples "
+                        "GROUP BY dataset, model, evaluation_id) WHERE prompts NOT IN (0, n)"
+                    ).fetchall()
+                    assert half == [(0,)]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for work in (read, refresh)]
+    for thread in threads:
+        thread.start()
     try:
         applied(store)
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     assert failures == []
+    Catalog(store).refresh()
+    with Catalog(store).connect() as connection:
+        left = connection.execute("SELECT model FROM samples WHERE prompt IS NOT NULL GROUP BY 1 ORDER BY 1")
+        assert left.fetchall() == [("m@2",), ("m@3",), ("m@9",), ("other@1",), ("x@0",)]
 
 
 def test_what_was_deleted_is_named_in_one_line_when_it_is_read(store: ResultsStore) -> None:
