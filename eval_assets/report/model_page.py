@@ -132,7 +132,7 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
                 seconds=seconds,
                 packages=sorted(((latest.of_record("packages") if latest else None) or {}).items()),
                 ui=ui,
-                datasets={line.column.dataset for line in lines},
+                known=set(rows),
             ),
         )
 

@@ -13,6 +13,10 @@ from tests.ui.conftest import Save
 from tests.ui.report.conftest import Open, Report, one_of_each_kind, open_items, ready
 
 
+A4_LANDSCAPE = 1032
+"""The width of its 273 mm between the margins, in pixels of 1/96 inch."""
+
+
 def column(page: Page, name: str) -> list[str]:
     """The scores of a benchmark's column, from top to bottom."""
     head = page.locator("#leaderboard thead th").filter(has_text=name).first
@@ -202,8 +206,9 @@ def test_no_page_is_wider_than_the_screen(evaluated: Report, opened: Open, width
 
 def test_on_paper_nothing_is_cut_off_and_no_control_is_printed(evaluated: Report, opened: Open) -> None:
     for name in one_of_each_kind(evaluated):
-        page = opened(evaluated.address(name), dark=True)
+        page = opened(evaluated.address(name), width=A4_LANDSCAPE, dark=True)
         page.emulate_media(media="print")
+        assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0, name
         assert page.locator(".tools:visible, .pager:visible, .top:visible").count() == 0
         cut = page.evaluate(
             """() => [...document.querySelectorAll(".scroll, .text")]
