@@ -24,6 +24,11 @@ _read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
 _CONTENT_TYPE = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
 """How the file system of a scheme takes a file's content type; others guess it or have none."""
 
+_S3_TRIES = 14
+"""Tries of one request: 0.1 s after the first, 15 s between the last."""
+_PASSING = (429, 500, 502, 503, 504)
+_PART_BYTES = 16 * 2**20
+
 
 def filesystem_of(url: str) -> tuple[Any, str]:
     """fsspec's file system of a path or URL, and the path in it.
@@ -41,6 +46,20 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
+def _make_patient(s3: Any) -> None:
+    """Have requests tried again for a minute and a half: a store that throttles or is gone comes back."""
+    from botocore.exceptions import ClientError, ConnectionError
+    from s3fs.core import set_custom_error_handler
+
+    def passes(error: BaseException) -> bool:
+        if isinstance(error, ClientError):  # the answer to HEAD has no text that would say "SlowDown"
+            return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _PASSING
+        return isinstance(error, ConnectionError)
+
+    s3.retries = _S3_TRIES
+    set_custom_error_handler(passes)
+
+
 class Storage:
     """Reads and writes below `root`; paths are relative to it.
 
@@ -53,6 +72,10 @@ class Storage:
         protocols = self.filesystem.protocol
         self.scheme: str = protocols if isinstance(protocols, str) else protocols[0]
         self.is_local = self.scheme == "file"
+        self._in_parts: dict[str, int] = {}
+        if self.scheme == "s3":
+            _make_patient(self.filesystem)
+            self._in_parts = {"chunksize": _PART_BYTES}
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder."""
@@ -79,9 +102,29 @@ class Storage:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def put_new(self, path: str, content: bytes) -> None:
+        """Put a file where none may be yet; an object store decides between two who do so at once.
+
+        Raises UserError where there is another one. The same content is no other one: it is this very put,
+        whose answer was lost.
+        """
+        if self.is_local:  # then the lease of whoever writes decides
+            self.put(path, content)
+            return
+        with self.writing(path):
+            try:
+                self.filesystem.pipe_file(f"{self.root}/{path}", content, mode="create")
+            except FileExistsError:
+                if self.filesystem.cat_file(f"{self.root}/{path}") != content:
+                    raise UserError(
+                        f"results store: {self.root}/{path} was written by another process meanwhile; "
+                        "this one's is not needed"
+                    ) from None
+
     def put_file(self, path: str, source: Path) -> None:
-        """Put a local file at `path`."""
-        self.put(path, source.read_bytes())
+        """Put a local file in an object store, a large one in parts; it appears whole."""
+        with self.writing(path):
+            self.filesystem.put_file(str(source), f"{self.root}/{path}", **self._in_parts)
 
     def put_json(self, path: str, value: Mapping[str, Any]) -> None:
         """Put an object as JSON; it may hold no NaN."""

@@ -136,7 +136,10 @@ class EvaluationWriter:
         }
         self._put(SAMPLES, parquet(_with_identity(sample_table, identity)))
         self._put(METRICS, parquet(_with_identity(metric_table, identity)))
-        self._put(RECORD, json.dumps(whole, indent=1, allow_nan=False, default=str).encode())
+        content = json.dumps(whole, indent=1, allow_nan=False, default=str).encode()
+        with self._storage.writing(f"{self._folder}/{RECORD}"):
+            self._lease.check()
+        self._storage.put_new(f"{self._folder}/{RECORD}", content)
         self._storage.keep_only(self._folder, {*COMMITTED, self._lease.name})
         return whole
 
