@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.errors import DagsterHomeNotSetError
@@ -14,13 +15,14 @@ from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE
 from eval_assets.reconciling import Task, Work
 from eval_assets.tracking import tracking
-from resources.catalog import CATALOG, Catalog
+from resources.catalog import Catalog
 from resources.errors import UserError
 from resources.keys import key_of_segment
 from resources.pods.tags import IN_FLIGHT, Kind
 from resources.registries.sources import open_registries
 from resources.results import ResultsStore
 from resources.settings import Settings
+from resources.storage import listing_sign
 from resources.telemetry import Champion, Exporter, Readings, read_results
 
 INTERVAL_SECONDS = 60.0
@@ -132,19 +134,28 @@ class Results:
         """Raises UserError where there is no catalogue, or it can't be read."""
         self._refresh()
         now, champions = datetime.now(UTC), self._champions.known()
-        info = self._store.filesystem.info(f"{self._store.root}/{CATALOG}")
-        written = info.get("mtime") or info.get("LastModified") or info.get("updated")
-        state = (info.get("size"), str(written), info.get("ETag"), dict(champions), now.date())
+        written, sign = self._written()
+        state = (sign, dict(champions), now.date())
         if self._before is None or self._before[0] != state:
             with self._catalog.connect() as connection:
                 readings = read_results(connection, champions, cells=self._settings.metrics_cells, now=now)
-            if isinstance(written, datetime):
-                written = written.timestamp()
-            if isinstance(written, int | float):
-                readings.add("llm_evaluation_catalogue_timestamp_seconds", written)
+            readings.add("llm_evaluation_catalogue_timestamp_seconds", written)
             readings.add("llm_evaluation_budget", self._settings.budget)
             self._before = (state, readings)
         return self._before[1]
+
+    def _written(self) -> tuple[float | None, str]:
+        """When the catalogue was written, where that is known, and what tells it from the one before."""
+        try:
+            if self._store.is_local:  # or where it is instead, of a store that can't be written
+                status = Path(self._catalog.path).stat()
+                return status.st_mtime, f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"
+            self._store.filesystem.invalidate_cache()
+            info = self._store.filesystem.info(self._catalog.path)
+        except FileNotFoundError:
+            return None, ""
+        modified = info.get("LastModified")
+        return modified.timestamp() if isinstance(modified, datetime) else None, listing_sign(info)
 
     def _refresh(self) -> None:
         try:

@@ -97,6 +97,16 @@ def test_the_runbook_of_an_alert_is_a_heading_of_our_pages(alert: str) -> None:
     assert ALERTS[alert]["labels"]["severity"] in ("info", "warning", "critical")
 
 
+@pytest.mark.parametrize("page", ["monitoring.md", "decisions/0009-metrics-are-read-from-the-results.md"])
+def test_every_link_of_the_pages_leads_somewhere(page: str) -> None:
+    path = ROOT / "docs" / page
+    for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
 def expressions() -> Iterator[tuple[str, str]]:
     """``(where, PromQL)`` of all rules, panels and variables."""
     for group in RULES["groups"]:

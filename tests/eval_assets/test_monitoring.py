@@ -30,16 +30,19 @@ from eval_assets.observing import Observer
 from eval_assets.promotion import record_move
 from eval_assets.pushing import Pushing
 from eval_assets.reconciling import Task, Work
+from resources.catalog import Catalog, Refresh
 from resources.errors import TransientError, UserError
 from resources.pods.tags import ENDED_TAG
 from resources.results import ResultsStore
 from resources.settings import Settings
 from resources.telemetry import FAMILIES, Readings
+from resources.telemetry.families import hash_of
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 from tests.eval_assets.test_attempts import run_of, say
+from tests.prometheus import program
 from tests.resources.telemetry.catalogues import large_catalogue
-from tests.servers import free_port
+from tests.servers import free_port, serving
 
 CAPITALS = Task(Work.EVALUATE, "tiny@1", "capitals", "1")
 SENTENCES = Task(Work.EVALUATE, "tiny@1", "sentences", "2")
@@ -198,21 +201,66 @@ def test_a_store_that_can_only_be_read_is_read(
     assert len(values(readings, "samples")) == 1
 
 
-def test_what_is_pushed_keeps_production_and_newer_versions(
+def test_a_store_that_cannot_be_written_has_a_catalogue_elsewhere(
     project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pushed: list[tuple[str, set[str]]] = []
-    monkeypatch.setenv("EVAL_PUSHGATEWAY", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(
-        "resources.telemetry.Pushgateway.push",
-        lambda _, record, keep: pushed.append((record["model"], set(keep))),
-    )
-    runs = project.registered("tiny@1", "tiny@2")
-    runs.registry.move_alias("tiny", "champion", "1", None)
-    for model in ("tiny@1", "tiny@2"):
-        runs.evaluate_cells(model, ["capitals"])
-    assert pushed[0] == ("tiny@1", {"1", "2"})
-    assert pushed[1] == ("tiny@2", {"1", "2"})
+    """Mounted read-only, the exporter would otherwise show what somebody's last refresh has left."""
+    runs = project.registered("tiny@1")
+    runs.evaluate_cells("tiny@1", ["capitals"])
+    refresh_in = Catalog._refresh_in
+
+    def refuse(catalog: Catalog, folder: Path, target: Path) -> Refresh:
+        if str(folder) == runs.store.root:
+            raise PermissionError("read-only")
+        return refresh_in(catalog, folder, target)
+
+    monkeypatch.setattr(Catalog, "_refresh_in", refuse)
+    champions = Champions(runs.look)
+    champions.read()
+    results = Results(runs.store, champions, Settings.from_environment())
+    first = results.read()
+    assert len(values(first, "samples")) == 1
+    assert values(first, "catalogue_timestamp_seconds")
+    runs.evaluate_cells("tiny@1", ["sentences"])
+    assert len(values(results.read(), "samples")) == 2
+    assert not Path(runs.store.root, "catalog.duckdb").exists()
+
+
+def test_a_store_in_a_bucket_is_read_and_again_only_when_it_changes(
+    project: Project, instance: dg.DagsterInstance, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVAL_STORE", f"{bucket}/results")
+    runs = project.registered("tiny@1")
+    runs.evaluate_cells("tiny@1", ["capitals"])
+    champions = Champions(runs.look)
+    champions.read()
+    results = Results(runs.store, champions, Settings.from_environment())
+    first = results.read()
+    assert abs(values(first, "catalogue_timestamp_seconds")[()] - time.time()) < 600
+    assert results.read() is first
+    runs.evaluate_cells("tiny@1", ["sentences"])
+    assert len(values(results.read(), "samples")) == 2
+
+
+def test_a_run_pushes_its_cells_and_keeps_production_and_newer_versions(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    command = [program("prometheus-pushgateway"), f"--web.listen-address={address}"]
+    with serving(command, f"http://{address}/-/ready", tmp_path / "log", folder=tmp_path):
+        monkeypatch.setenv("EVAL_PUSHGATEWAY", f"http://{address}")
+        runs = project.registered("tiny@1", "tiny@2")
+        runs.registry.move_alias("tiny", "champion", "1", None)
+        runs.evaluate_cells("tiny@2", ["capitals"])
+        runs.evaluate_cells("tiny@1", ["capitals", "sentences"])
+        runs.registry.move_alias("tiny", "champion", "2", "1")
+        runs.evaluate_cells("tiny@2", ["sentences"])
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+    lines = [line for line in page.splitlines() if f'store="{hash_of(runs.store.root)}"' in line]
+    found = re.findall(r'llm_evaluation_samples\{dataset="(\w+)".*model_version="(\d)"', "\n".join(lines))
+    # Of capitals the older version was pushed last, and the newer one stayed; of sentences it was superseded.
+    assert sorted(found) == [("capitals", "1"), ("capitals", "2"), ("sentences", "2")]
 
 
 def test_a_gateway_that_is_away_fails_no_evaluation(
@@ -245,12 +293,12 @@ Catalog.refresh = refresh
 
 @contextmanager
 def exporter(
-    environment: Mapping[str, str], interval: float = INTERVAL_SECONDS, program: str = SERVE
+    environment: Mapping[str, str], interval: float = INTERVAL_SECONDS, code: str = SERVE
 ) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
     """The exporter as a process of its own, ready; killed at the end if it still runs."""
     port = free_port()
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(port), str(interval)],
+        [sys.executable, "-c", code, str(port), str(interval)],
         cwd=ROOT,
         env=dict(environment),
         stderr=subprocess.PIPE,
@@ -320,7 +368,7 @@ def test_fifty_thousand_cells_are_served_quickly_and_in_bounded_memory(tmp_path:
     environment = {**os.environ, "EVAL_STORE": store.root, "EVAL_REGISTRY": str(tmp_path / "models")}
     (tmp_path / "models").mkdir()
     environment.pop("DAGSTER_HOME", None)
-    with exporter(environment, program=SHOW_AS_IT_IS + SERVE) as (port, process):
+    with exporter(environment, code=SHOW_AS_IT_IS + SERVE) as (port, process):
         start = time.perf_counter()
         page = scrape(port)
         taken = time.perf_counter() - start
