@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import duckdb
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -36,6 +38,7 @@ PAYLOADS = {
     "arabic": "مرحبا بالعالم, שלום",
 }
 NAME = f"<img src=x onerror={TAKEN}>/\u202eevil'\"@1"
+DATASET = f"<b>{TAKEN}</b>"
 LONG = "word <b>bold</b> \u202e" * 50_000
 """A megabyte of output."""
 
@@ -45,8 +48,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Every text of every record is a payload: prompts, outputs, groups, ids, errors, names, reasons."""
     store = ResultsStore(str(tmp_path_factory.mktemp("hostile") / "store"))
     texts = [text.replace("\x00", "") for text in PAYLOADS.values()]
-    dataset = f"<b>{TAKEN}</b>"
-    for model, changed in ((NAME, ""), ("plain@1", " changed")):
+    for model, changed in (("hostile@1", ""), ("plain@1", " changed")):
         choices = [
             choice_sample(
                 i, (i + len(changed)) % 3 == 0, sample_id=f"{text}{i}", prompt=text, group=text,
@@ -55,7 +57,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
             for i, text in enumerate(texts)
         ]  # fmt: skip
         record = commit(
-            store, dataset, model, choices, day=len(changed), run_id=f"{texts[0]}", git_revision=texts[1],
+            store, "chosen", model, choices, day=len(changed), run_id=f"{texts[0]}", git_revision=texts[1],
             packages={texts[2]: texts[3]}, scoring_version=texts[1],
         )  # fmt: skip
         written = [
@@ -69,12 +71,33 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
         if not changed:
             first, other = record, again
     broken = [choice_sample(0, True), choice_sample(1, False, error=texts[0], scores={}, prompt=texts[1])]
-    commit(store, "broken", NAME, broken)
+    commit(store, "broken", "hostile@1", broken)
     compared(store, first, record)
     compared(store, other, again)
-    judged(store, NAME, "plain@1", "undecided", texts[0])
+    judged(store, "hostile@1", "plain@1", "undecided", texts[0])
     Catalog(store).refresh()
+    rename(store, {"hostile@1": NAME, "chosen": DATASET})
     return reported(store)
+
+
+def rename(store: ResultsStore, names: Mapping[str, str]) -> None:
+    """Put other names into the catalogue: the report is not to rely on its refusing them."""
+    with duckdb.connect(f"{store.root}/catalog.duckdb") as connection:
+        found = connection.execute(
+            "SELECT table_schema, table_name, column_name FROM information_schema.columns "
+            "JOIN information_schema.tables USING (table_catalog, table_schema, table_name) "
+            "WHERE table_type = 'BASE TABLE' AND data_type = 'VARCHAR' "
+            "AND column_name IN ('model', 'dataset', 'baseline', 'model_name')"
+        ).fetchall()
+        for schema, table, column in found:
+            for before, after in names.items():
+                connection.execute(
+                    f'UPDATE "{schema}"."{table}" SET "{column}" = $after WHERE "{column}" = $before',
+                    {"before": before, "after": after},
+                )
+        assert connection.execute("SELECT count(*) FROM leaderboard WHERE model = ?", [NAME]).fetchone() != (
+            0,
+        )
 
 
 def untouched(page: Page, title: str) -> None:

@@ -12,7 +12,6 @@ from tests.servers import free_port, serving
 from tests.ui.conftest import Save
 from tests.ui.report.conftest import Open, Report, one_of_each_kind, open_items, ready
 
-
 A4_LANDSCAPE = 1032
 """The width of its 273 mm between the margins, in pixels of 1/96 inch."""
 
