@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +17,8 @@ from resources.telemetry import Pushgateway
 from tests.prometheus import program
 from tests.servers import free_port, serving
 
+SESSION = uuid4().hex
+"""In the names of stores: another session's tests may run on this machine, too."""
 RECORD: dict[str, Any] = {
     "model_name": "org/m", "model_version": "1", "model": "org/m@1", "dataset": "squad", "status": "valid",
     "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:02:00+00:00",
@@ -51,7 +54,7 @@ def warn(text: str) -> None:
 
 
 def test_a_cells_results_are_there_with_the_names_of_the_article(url: str) -> None:
-    gateway = Pushgateway(url, "store-a", warn)
+    gateway = Pushgateway(url, f"{SESSION}-a", warn)
     gateway.push(RECORD, [])
     mine = gateway.group("", "", "")["store"]
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
@@ -64,18 +67,18 @@ def test_a_cells_results_are_there_with_the_names_of_the_article(url: str) -> No
 
 
 def test_what_was_superseded_goes_and_production_and_newer_versions_stay(url: str) -> None:
-    gateway = Pushgateway(url, "store-b", warn)
+    gateway = Pushgateway(url, f"{SESSION}-b", warn)
     for version in ("1", "2", "3"):
         gateway.push(of(version), keep=["1", "2", "3"])
     gateway.push(of("1", "hellaswag"), keep=[])
     gateway.push(of("2"), keep=["3"])
-    assert shown(url, "store-b") == {("2", "squad"), ("3", "squad"), ("1", "hellaswag")}
+    assert shown(url, f"{SESSION}-b") == {("2", "squad"), ("3", "squad"), ("1", "hellaswag")}
     gateway.push(of("4"), keep=["2"])
-    assert shown(url, "store-b") == {("4", "squad"), ("2", "squad"), ("1", "hellaswag")}
+    assert shown(url, f"{SESSION}-b") == {("4", "squad"), ("2", "squad"), ("1", "hellaswag")}
 
 
 def test_a_cell_that_is_evaluated_again_replaces_what_it_said(url: str) -> None:
-    gateway = Pushgateway(url, "store-c", warn)
+    gateway = Pushgateway(url, f"{SESSION}-c", warn)
     gateway.push({**RECORD, "metrics": {"f1": 0.1, "gone": 1.0}}, [])
     gateway.push(RECORD, [])
     mine = gateway.group("", "", "")["store"]
@@ -86,41 +89,43 @@ def test_a_cell_that_is_evaluated_again_replaces_what_it_said(url: str) -> None:
 
 def test_two_stores_with_the_same_cells_do_not_collide(url: str) -> None:
     """Staging and production evaluate the same versions and share a gateway."""
-    for store in ("s3://staging", "s3://production"):
+    for store in (f"s3://{SESSION}/staging", f"s3://{SESSION}/production"):
         Pushgateway(url, store, warn).push(RECORD, [])
         Pushgateway(url, store, warn).push(of("2"), ["1"])
-    Pushgateway(url, "s3://staging", warn).push(of("2"), [])
-    assert shown(url, "s3://staging") == {("2", "squad")}
-    assert shown(url, "s3://production") == {("1", "squad"), ("2", "squad")}
+    Pushgateway(url, f"s3://{SESSION}/staging", warn).push(of("2"), [])
+    assert shown(url, f"s3://{SESSION}/staging") == {("2", "squad")}
+    assert shown(url, f"s3://{SESSION}/production") == {("1", "squad"), ("2", "squad")}
 
 
 def test_many_pods_at_once_lose_nothing_of_each_other(url: str) -> None:
     pods = [
-        threading.Thread(target=Pushgateway(url, "store-d", warn).push, args=(of("1", f"bench{number}"), []))
+        threading.Thread(
+            target=Pushgateway(url, f"{SESSION}-d", warn).push, args=(of("1", f"bench{number}"), [])
+        )
         for number in range(16)
     ]
     for pod in pods:
         pod.start()
     for pod in pods:
         pod.join()
-    assert shown(url, "store-d") == {("1", f"bench{number}") for number in range(16)}
+    assert shown(url, f"{SESSION}-d") == {("1", f"bench{number}") for number in range(16)}
 
 
 def test_groups_of_others_are_left_alone(url: str) -> None:
     other = urllib.request.Request(f"{url}/metrics/job/backup/model_name/org", b"x 1\n", method="PUT")
     urllib.request.urlopen(other, timeout=10).close()
-    Pushgateway(url, "store-e", warn).push(RECORD, [])
-    assert Pushgateway(url, "store-e", warn).forget("org/m@1") == 1
+    Pushgateway(url, f"{SESSION}-e", warn).push(RECORD, [])
+    assert Pushgateway(url, f"{SESSION}-e", warn).forget("org/m@1") == 1
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         assert 'job="backup"' in answer.read().decode()
 
 
 def test_a_version_that_is_forgotten_is_shown_no_more(url: str) -> None:
-    gateway = Pushgateway(url, "store-f", warn)
+    gateway = Pushgateway(url, f"{SESSION}-f", warn)
     for version, dataset in (("1", "squad"), ("1", "hellaswag"), ("2", "squad")):
         gateway.push(of(version, dataset), ["1", "2"])
     assert gateway.forget("org/m@1") == 2
-    assert shown(url, "store-f") == {("2", "squad")}
+    assert shown(url, f"{SESSION}-f") == {("2", "squad")}
 
 
 def test_a_gateway_that_is_away_is_told_of_once(tmp_path: Path) -> None:
