@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def measured(store: Path, evaluations: int, samples: int) -> dict[str, Any]:
         shutil.rmtree(left)
     busy = busy_share()
     (store / CATALOG).unlink(missing_ok=True)
-    result: dict[str, Any] = {"machine": describe(), "busy": busy, "rebuild": _side("rebuild", store)}
+    result: dict[str, Any] = {"machine": _machine(), "busy": busy, "rebuild": _side("rebuild", store)}
     refreshes = []
     for number in range(_ADDED):
         add_evaluation(store, samples, number)
@@ -94,6 +95,12 @@ def measured(store: Path, evaluations: int, samples: int) -> dict[str, Any]:
         "bytes": size,
         "catalogue_bytes": catalogue,
     }
+
+
+def _machine() -> dict[str, str]:
+    described = describe()
+    kept = {name: described[name] for name in ("processor", "cores", "memory", "system", "python")}
+    return kept | {package: version(package) for package in ("duckdb", "pyarrow", "pandas")}
 
 
 def _side(name: str, store: Path) -> dict[str, Any]:
