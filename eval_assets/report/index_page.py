@@ -112,11 +112,12 @@ def _column(results: Results, dataset: str) -> tuple[Column, dict[str, Shown]]:
     newest = max(evaluations.values(), key=lambda one: str(one.finished_at), default=None)
     higher = newest is None or newest.higher_is_better
     comparisons = {model: results.verdict_on(one) for model, one in evaluations.items()}
-    current = {one.evaluation_id for one in evaluations.values()}
     pairs = {
         (model, one.baseline): one.verdict
         for model, one in comparisons.items()
-        if one is not None and one.baseline_evaluation in current
+        if one is not None
+        and one.baseline in evaluations
+        and evaluations[one.baseline].evaluation_id == one.baseline_evaluation
     }
     rank, shade = ranks(scored, higher, pairs), shades(scored, higher)
     found = {}

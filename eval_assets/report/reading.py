@@ -234,7 +234,8 @@ class Results:
 
 
 def read_results(connection: duckdb.DuckDBPyConnection, production: frozenset[str]) -> Results:
-    """Read the catalogue; a catalogue that knows of no damage has none."""
+    """Read the catalogue; one that knows of no damage has none. Times are in UTC, wherever it is read."""
+    connection.execute("SET TimeZone = 'UTC'")
 
     def rows(table: str, columns: Sequence[str], order: str) -> list[tuple[Any, ...]]:
         quoted = ", ".join(f'"{column}"' for column in columns)
@@ -255,8 +256,9 @@ def read_results(connection: duckdb.DuckDBPyConnection, production: frozenset[st
             ("evaluation_id", "dataset", "model", "path", "reason"),
             "dataset, model, path",
         )
-        for damage in [Damage(*row) for row in found]:
-            damaged.setdefault((damage.dataset, damage.model), damage)
+        for damage in (Damage(*row) for row in found):
+            if damage.dataset and damage.model:  # others are files that no cell is made of
+                damaged.setdefault((damage.dataset, damage.model), damage)
     return Results(
         evaluations,
         current,

@@ -81,8 +81,8 @@ def count(value: int | None) -> str:
 
 
 def moment(value: datetime | None) -> str:
-    """A point in time, in its own zone, to the minute."""
-    return "" if value is None else f"{value:%Y-%m-%d %H:%M}"
+    """A point in time, to the minute, with its zone."""
+    return "" if value is None else f"{value:%Y-%m-%d %H:%M %Z}".strip()
 
 
 def duration(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -214,6 +215,21 @@ def test_the_same_store_gives_the_same_bytes(usual: ResultsStore) -> None:
     assert contents(usual) == before
 
 
+def test_another_time_zone_makes_no_other_report(
+    usual: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines that build in turn would otherwise write everything each time."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        build_report(usual)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert build_report(usual).pages_written == 0
+    assert "2026-11-04 12:00 UTC" in (site_of(usual) / "index.html").read_text()
+
+
 def test_samples_beyond_the_limit_are_left_out_and_the_page_says_where_they_are(usual: ResultsStore) -> None:
     build_report(usual, limits=Limits(items=40, items_per_page=25))
     site = site_of(usual)
@@ -307,4 +323,20 @@ def test_a_cell_whose_files_are_damaged_is_shown_as_missing_with_the_reason(usua
     page = (site_of(usual) / "cells/capitals/tiny@3.html").read_text()
     assert "cut off &lt;b&gt;" in page
     assert "abc-1/samples.parquet" in page
+    assert broken_links(usual) == []
+
+
+def test_a_truncated_file_is_shown_as_missing_and_costs_no_other_page(usual: ResultsStore) -> None:
+    [folder] = Path(usual.root, "evaluations", "written", "tiny@3").iterdir()
+    samples = folder / "samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:-100])
+    Path(usual.root, "comparisons", "written", "tiny@2.json").write_text("{")
+    Path(usual.root, "catalog.duckdb").unlink()
+    Catalog(usual).refresh()
+    build_report(usual)
+    page = (site_of(usual) / "cells/written/tiny@3.html").read_text()
+    assert "can't be read" in page.replace("&#39;", "'")
+    assert "samples.parquet" in page
+    assert "missing<small" in (site_of(usual) / "index.html").read_text()
+    assert (site_of(usual) / "cells/written/tiny@2.html").is_file()
     assert broken_links(usual) == []
