@@ -173,8 +173,12 @@ class _Writer:
             self.wait()
 
     def put(self, path: str, content: bytes) -> None:
-        """Write a file soon; an error of it is raised by `wait`."""
+        """Write a file soon; an error of it is raised by a later `put` or by `wait`."""
         self._room.acquire()
+        done = [future for future in self._pending if future.done()]
+        self._pending = [future for future in self._pending if not future.done()]
+        for future in done:
+            future.result()
         self._pending.append(self._pool.submit(self._put, path, content))
 
     def wait(self) -> None:

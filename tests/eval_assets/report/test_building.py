@@ -1,7 +1,9 @@
 """Building the site: what is written, what is kept, and what a build leaves that is interrupted."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 from eval_assets.report import Limits, Report, build_report
 from eval_assets.report import building as building_module
 from resources.catalog import Catalog
-from resources.errors import UserError
+from resources.errors import TransientError, UserError
 from resources.results import ResultsStore
 from resources.retention.applying import without_texts
 from resources.storage import parquet
@@ -185,6 +187,31 @@ def test_a_build_killed_at_any_write_leaves_the_old_report_usable_and_the_next_o
             path.unlink()
     build_report(usual)
     assert fresh == contents(usual)
+
+
+def test_a_disk_that_fills_up_ends_the_build_in_one_line_and_at_once(
+    usual: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_report(usual)
+    samples = [choice_sample(i, True) for i in range(12)]
+    for version in range(150):
+        commit(usual, "capitals", f"new@{version}", samples, day=9)
+    Catalog(usual).refresh()
+    pages: list[int] = []
+    original = usual.put
+
+    def put(path: str, content: bytes, *rest: Any) -> None:
+        with usual.writing(path):
+            if path.startswith("reports/") and pages:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, content, *rest)
+
+    monkeypatch.setattr(usual, "put", put)
+    with pytest.raises(TransientError, match="No space left on device; free some space") as error:
+        build_report(usual, on_page=lambda done, total: pages.append(total - done))
+    assert "\n" not in str(error.value)
+    assert min(pages) > 100
+    assert broken_links(usual) == []
 
 
 def test_a_manifest_that_is_damaged_makes_everything_again(usual: ResultsStore) -> None:
