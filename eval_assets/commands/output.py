@@ -56,7 +56,7 @@ class Output:
 
         table = Table()
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left")
+            table.add_column(Text(printable(column)), justify="right" if column in right else "left")
         for number, row in enumerate(rows):
             end = sections is not None and sections(number)
             table.add_row(*(Text(printable(value)) for value in row), end_section=end)
