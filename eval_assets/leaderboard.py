@@ -49,7 +49,7 @@ def leaderboard_cells(catalog: Catalog) -> list[dict[str, Any]]:
             """
             SELECT l.dataset AS benchmark, l.model, d.model IS NOT NULL AS deleted, l.metric, l.value,
                    l.stderr, l.ci_low, l.ci_high, l.n, l.items_available, l.higher_is_better, l.status,
-                   l.finished_at, l.evaluation_id, c.baseline, c.verdict, c.difference,
+                   l.finished_at, l.evaluation_id, l.origin, c.baseline, c.verdict, c.difference,
                    c.ci_low AS difference_low, c.ci_high AS difference_high
             FROM leaderboard l
             LEFT JOIN comparisons c
@@ -79,7 +79,9 @@ def row_of(cell: Mapping[str, Any]) -> Row:
         verdict = _verdict(cell["baseline"], cell["verdict"], difference)
     return Row(
         benchmark=cell["benchmark"],
-        model=cell["model"] + (" (deleted)" if cell["deleted"] else ""),
+        model=cell["model"]
+        + (" (deleted)" if cell["deleted"] else "")
+        + (f" (from {cell['origin']})" if cell["origin"] else ""),
         metric=cell["metric"],
         score=score,
         interval=interval,

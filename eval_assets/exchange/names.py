@@ -119,6 +119,11 @@ def targets_of(
 
     Raises UserError for a name that makes no key.
     """
+    for name in (*tasks, *groups):
+        if not is_name(name):
+            raise UserError(
+                f"task {name[:80]!r}: a name has letters, digits and . _ - : / + @ and blanks only"
+            )
     found: list[Target] = []
     left = dict(tasks)
     for group in _outermost(groups):
@@ -150,6 +155,11 @@ def targets_of(
     for key, parts in together.items():
         found.append(Target(key, tuple(parts), None, parts[0].names, suite.get(key)))
     return found
+
+
+def is_name(text: str) -> bool:
+    """Whether a task's or metric's name can stand in a table as it is: it is shown in many places."""
+    return re.fullmatch(r"[A-Za-z0-9_.,:/+@ -]{1,200}", text) is not None
 
 
 def names_of(dataset: str, task: str, shots: int | None) -> TaskNames | None:

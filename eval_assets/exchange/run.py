@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_assets.exchange.files import ResultsFile, number, text_number, time_in_name, whole
-from eval_assets.exchange.names import OWN, Part, Target, model_key_of, names_of, targets_of
+from eval_assets.exchange.names import OWN, Part, Target, is_name, model_key_of, names_of, targets_of
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.errors import UserError
 from resources.keys import check_dataset_key
@@ -178,6 +178,8 @@ def own_evaluation(content: Mapping[str, Any], dataset: str) -> OwnEvaluation | 
     numbers = [value for row in own.metrics for value in row.model_dump().values()]
     if any(isinstance(value, (int, float)) and number(value) is None for value in numbers):
         raise UserError("a number is not finite")
+    if not all(is_name(row.metric) and (row.group is None or is_name(row.group)) for row in own.metrics):
+        raise UserError("a metric or group has a name that can't be one")
     if any(not 0 <= row.n <= 2**53 for row in own.metrics) or not 0 <= own.items_available <= 2**53:
         raise UserError("a number of items is out of range")
     return own

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from eval_assets.exchange.files import lines, number, text_number, whole
-from eval_assets.exchange.names import NO_FILTER, OWN, Part, Target
+from eval_assets.exchange.names import NO_FILTER, OWN, Part, Target, is_name
 from eval_assets.metrics import METRICS, ScoringSettings, score_samples
 from eval_assets.suite.items import Item
 from eval_assets.suite.normalize import normalize
@@ -229,8 +229,8 @@ def _scores(document: _Document, sample: Sample, part: Part, target: Target) -> 
             value = _scored_here(target.spec, name, sample)
         else:
             value *= factor
-        if value is not None:
-            scores[_text(name)] = value
+        if value is not None and is_name(name):
+            scores[name] = value
     return scores
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from eval_assets.exchange.files import number
-from eval_assets.exchange.names import Target
+from eval_assets.exchange.names import Target, is_name
 from eval_assets.exchange.run import Run
 from eval_assets.metrics import METRICS
 from eval_assets.statistics import mean_estimate
@@ -55,6 +55,9 @@ def _rows(run: Run, target: Target, name: str, part: Any, n: int | None) -> list
         if label in _NOT_METRICS or metric.endswith("_stderr") or isinstance(logged, (str, bool)):
             continue
         ours, factor = target.metric(f"{metric},{filter_name or 'none'}", part)
+        if not is_name(ours):
+            run.refused.append(f"{target.dataset}: left out: metric {label[:80]!r}: no name for a metric")
+            continue
         value = number(logged)
         if value is None:
             run.refused.append(f"{target.dataset}: left out: {label[:80]} of {name} is no finite number")

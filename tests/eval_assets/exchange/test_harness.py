@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from eval_assets.exchange import Imported, export_harness, import_harness
 from eval_assets.exchange import files as limits
 from eval_assets.exchange.names import TASKS
+from eval_assets.leaderboard import leaderboard_rows
 from eval_assets.metrics import estimate_metrics
 from eval_assets.suite import BenchmarkSpec, load_suite, normalize
 from resources.catalog import Catalog
@@ -165,6 +166,7 @@ def test_an_imported_evaluation_is_never_taken_for_one_of_the_grid(store: Result
         rows = connection.execute("SELECT DISTINCT origin FROM leaderboard UNION SELECT origin FROM history")
         assert rows.fetchall() == [("lm_eval",)]
         assert connection.execute("SELECT count(*) FROM costs").fetchall() == [(0,)]
+    assert {row.model for row in leaderboard_rows(Catalog(store))} == {f"{MODEL} (from lm_eval)"}
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "an infinite value": (
         b'{"results": {"a": {"acc,none": 1e999}}, "config": {"model_args": "pretrained=a/b"}}',
         "no finite value",
+    ),
+    "a metric that is markup": (
+        b'{"results": {"a": {"<script>x</script>|,none": 0.5}}, "config": {"model_args": "pretrained=a/b"}}',
+        "no name for a metric",
+    ),
+    "a task that is markup": (
+        b'{"results": {"[a](http://x)|": {"acc": 0.5}}, "config": {"model_args": "pretrained=a/b"}}',
+        "a name has letters",
     ),
     "a task without a name": (
         b'{"results": {"...": {"acc": 0.5}}, "config": {"model_args": "pretrained=a/b"}}', "benchmark key",
