@@ -10,11 +10,14 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from pydantic import ValidationError
 
 from eval_assets.exchange.names import OWN, TASKS, TaskNames
 from eval_assets.exchange.writing import hash_of, label_of, sample_lines
@@ -410,7 +413,8 @@ def _spec(
     """The benchmark's declaration: as it was prepared, or as its file has it now."""
     prepared = store.benchmark(record["dataset"])
     if prepared is not None and "spec" in prepared:
-        return BenchmarkSpec.model_validate(prepared["spec"])
+        with suppress(ValidationError):  # prepared by another version
+            return BenchmarkSpec.model_validate(prepared["spec"])
     return suite.get(record["dataset"])
 
 

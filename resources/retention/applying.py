@@ -80,6 +80,7 @@ def apply(
             audits.append(f"{AUDIT}/{datetime.fromisoformat(audit['at']):%Y%m%dT%H%M%S%f}-{digest[:8]}.json")
             store.put_json(audits[-1], audit)
         run = _Run(store, lease, aliased or {}, clock, on_progress)
+        run.sweep(AUDIT)
         for path in audits:
             run.carry_out(path)
         return Applied(tuple(audits), run.freed, tuple(run.skipped))
@@ -185,6 +186,7 @@ class _Run:
             }
             # Last, and always anew: by the record the catalogue notices that the evaluation changed.
             store.put_json(f"{folder}/{RECORD}", {**record, "retention": retention})
+        self.sweep(folder)
         return int(retention["bytes"])
 
     def _delete_evaluation(self, action: Action) -> int:
@@ -232,6 +234,13 @@ class _Run:
         names = [name for name in files_of(self._store, folder) if not name.startswith(LEASE)]
         with self._store.writing(folder):
             for name in sorted(names, key=lambda name: (name != first, name)):
+                with suppress(FileNotFoundError):
+                    self._store.filesystem.rm_file(f"{self._store.root}/{folder}/{name}")
+
+    def sweep(self, folder: str) -> None:
+        """Remove what a process that was killed while it put a file in its place left beside it."""
+        for name in files_of(self._store, folder):
+            if name.startswith(".") and name.endswith(".tmp"):
                 with suppress(FileNotFoundError):
                     self._store.filesystem.rm_file(f"{self._store.root}/{folder}/{name}")
 

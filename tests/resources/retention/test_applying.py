@@ -420,6 +420,7 @@ def _killed_at(root: str, moment: int, found: Plan) -> None:
 
     store = ResultsStore(root)
     Storage.put = counting(Storage.put)  # type: ignore[method-assign]
+    Path.replace = counting(Path.replace)  # type: ignore[method-assign]
     for name in ("rm_file", "rmdir"):
         setattr(store.filesystem, name, counting(getattr(store.filesystem, name)))
     apply(found, store, why="the disk is full", who="ada", clock=lambda: NOW)
@@ -450,7 +451,7 @@ def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(tmp_path: Path) 
         "finished_at"
     ]
     kills = 0
-    for moment in range(100):
+    for moment in range(200):
         killed, after = run(str(moment), moment)
         assert after == whole, f"killed before change {moment}"
         kills += killed
