@@ -130,6 +130,15 @@ class Ending:
     how: str | None
     reason: str
 
+    @property
+    def is_permanent(self) -> bool:
+        return self.how == _PERMANENT
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a failure of the task: not a busy cell, a lost node or a person's cancelling."""
+        return self.how in (_TRANSIENT, _PERMANENT) and self.kind != CANCELLED
+
 
 def endings(run: dg.DagsterRun) -> dict[Task, Ending]:
     """The tasks that a run did not get done, of one that failed or was canceled; the others were done."""

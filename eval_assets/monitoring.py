@@ -13,7 +13,7 @@ from dagster._core.errors import DagsterHomeNotSetError
 from eval_assets import attempts
 from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE
-from eval_assets.reconciling import Task, Work
+from eval_assets.reconciling import Policy, Task, Work
 from eval_assets.tracking import tracking
 from resources.catalog import Catalog
 from resources.errors import UserError
@@ -235,6 +235,7 @@ _REASONS = (
 def _add_failures(readings: Readings, newest_first: Iterable[dg.RunRecord], now: datetime) -> None:
     recent: Counter[tuple[str, str]] = Counter()
     in_a_row: Counter[Task] = Counter()
+    hopeless: set[Task] = set()
     settled: set[tuple[Work, str, str]] = set()
     for record in newest_first:
         run = record.dagster_run
@@ -250,8 +251,11 @@ def _add_failures(readings: Readings, newest_first: Iterable[dg.RunRecord], now:
             ending = endings.get(task)
             if ending is None or is_cleared:
                 settled.add(task.place)
-            elif task.place not in settled and ending.how is not None and ending.kind != attempts.CANCELLED:
-                in_a_row[Task(task.work, task.model, task.dataset)] += 1
+            elif task.place not in settled and ending.counts:
+                place = Task(task.work, task.model, task.dataset)
+                in_a_row[place] += 1
+                if in_a_row[place] == 1 and ending.is_permanent:
+                    hopeless.add(place)
     for work in Work:
         counts = Counter({reason: count for (kind, reason), count in recent.items() if kind == work.value})
         counts["other"] = sum(count for reason, count in counts.items() if reason not in _REASONS)
@@ -259,5 +263,7 @@ def _add_failures(readings: Readings, newest_first: Iterable[dg.RunRecord], now:
             readings.add("llm_evaluation_recent_failures", counts[reason], work.value, reason)
     for task, times in in_a_row.most_common(MOST_FAILING):
         name, _, version = task.model.rpartition("@")
-        readings.add("llm_evaluation_failures_in_a_row", times, task.work.value, name, version, task.dataset)
+        given_up = "yes" if task in hopeless or times >= Policy().tries else "no"
+        labels = (task.work.value, name, version, task.dataset, given_up)
+        readings.add("llm_evaluation_failures_in_a_row", times, *labels)
     readings.add("llm_evaluation_failing_left_out", max(len(in_a_row) - MOST_FAILING, 0))

@@ -31,7 +31,7 @@ from eval_assets.promotion import record_move
 from eval_assets.pushing import Pushing
 from eval_assets.reconciling import Task, Work
 from resources.catalog import Catalog, Refresh
-from resources.errors import TransientError, UserError
+from resources.errors import BusyError, TransientError, UserError
 from resources.pods.tags import ENDED_TAG
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -105,8 +105,24 @@ def test_failures_are_told_apart_by_their_reason(project: Project, instance: dg.
     }  # fmt: skip
     # Neither an eviction nor a person's cancelling is a failure of the task.
     assert values(readings, "failures_in_a_row") == {
-        ("evaluate", "tiny", "1", "capitals"): 2, ("evaluate", "tiny", "1", "sentences"): 2,
+        ("evaluate", "tiny", "1", "capitals", "yes"): 2, ("evaluate", "tiny", "1", "sentences", "no"): 2,
     }  # fmt: skip
+
+
+def test_what_fails_three_times_or_can_only_fail_is_given_up(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    """As the automation sees it (`reconcile`); a cell that another process works on is none."""
+    for _ in range(3):
+        say(instance, run_of(instance, attempts.tags_of([CAPITALS])), {CAPITALS: BusyError("x")})
+    assert values(read_instance(instance), "failures_in_a_row") == {}
+    for number, expected in enumerate(("no", "no", "yes"), 1):
+        say(instance, run_of(instance, attempts.tags_of([CAPITALS])), {CAPITALS: TransientError("x")})
+        found = values(read_instance(instance), "failures_in_a_row")
+        assert found == {("evaluate", "tiny", "1", "capitals", expected): number}
+    say(instance, run_of(instance, attempts.tags_of([SENTENCES])), {SENTENCES: UserError("x")})
+    found = values(read_instance(instance), "failures_in_a_row")
+    assert found["evaluate", "tiny", "1", "sentences", "yes"] == 1
 
 
 def test_a_success_ends_a_row_of_failures(project: Project, instance: dg.DagsterInstance) -> None:
@@ -115,7 +131,9 @@ def test_a_success_ends_a_row_of_failures(project: Project, instance: dg.Dagster
         say(instance, run_of(instance, attempts.tags_of([CAPITALS])), {CAPITALS: UserError("x")})
     # The row's run failed because of the other cell only.
     say(instance, run_of(instance, attempts.tags_of([CAPITALS, SENTENCES])), {SENTENCES: UserError("x")})
-    assert values(read_instance(instance), "failures_in_a_row") == {("evaluate", "tiny", "1", "sentences"): 1}
+    assert values(read_instance(instance), "failures_in_a_row") == {
+        ("evaluate", "tiny", "1", "sentences", "yes"): 1
+    }
     run_of(instance, attempts.tags_of([SENTENCES]), dg.DagsterRunStatus.SUCCESS)
     assert values(read_instance(instance), "failures_in_a_row") == {}
 
@@ -183,24 +201,6 @@ def test_while_a_registry_is_away_its_champions_stay(
     assert champions.known()["tiny"].version == "1"
 
 
-def test_a_store_that_can_only_be_read_is_read(
-    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a cluster the exporter may have the results mounted read-only."""
-    runs = project.registered("tiny@1")
-    runs.evaluate_cells("tiny@1", ["capitals"])
-    runs.refresh_leaderboard()
-
-    def refuse(_: object) -> None:
-        raise TransientError("read-only file system")
-
-    monkeypatch.setattr("resources.catalog.Catalog.refresh", refuse)
-    champions = Champions(runs.look)
-    champions.read()
-    readings = Results(runs.store, champions, Settings.from_environment()).read()
-    assert len(values(readings, "samples")) == 1
-
-
 def test_a_store_that_cannot_be_written_has_a_catalogue_elsewhere(
     project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +224,12 @@ def test_a_store_that_cannot_be_written_has_a_catalogue_elsewhere(
     runs.evaluate_cells("tiny@1", ["sentences"])
     assert len(values(results.read(), "samples")) == 2
     assert not Path(runs.store.root, "catalog.duckdb").exists()
+
+    def busy(_: Catalog) -> Refresh:
+        raise BusyError("another process refreshes it")
+
+    monkeypatch.setattr(Catalog, "refresh", busy)
+    assert len(values(results.read(), "samples")) == 2
 
 
 def test_a_store_in_a_bucket_is_read_and_again_only_when_it_changes(
