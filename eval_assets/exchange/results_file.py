@@ -43,7 +43,7 @@ def add_results(
     rows: Sequence[MetricRow],
     names: Sequence[TaskNames],
 ) -> None:
-    """Add an evaluation with its metrics, under the harness's names where it has `names` for the benchmark."""
+    """Add an evaluation with its metrics, under the harness's names where it has `names` for it."""
     dataset = str(record["dataset"])
     prefix = names[0].prefix if names else ""
     imported = record.get("imported") or {}
