@@ -6,7 +6,7 @@ the results store: the same fingerprints, so that whatever evaluates the same ve
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from resources.registries.one_folder import OneFolderRegistry
 from resources.registries.sources import HubSource, RegistrySource, open_registries
 from resources.registries.verify import measure
 from resources.results import ResultsStore
-from resources.settings import VARIABLES, Settings
+from resources.settings import Settings, overridden
 
 _COMMON = re.compile(
     r"\d+|v\d[\w.]*|(checkpoint|step|epoch|global_step)[-_]?\d*|best|last|final|model|output"
@@ -48,29 +48,14 @@ def opened(model: str, *, key: str | None = None, limit: int | None = None) -> I
         if registry is not None and settings.models is not None:
             tracked = tracking(settings.models, settings.registry, SUITE)
             if tracked.entry(ModelKey.parse(version).name) is None:
-                stack.enter_context(_environment({VARIABLES["models"].name: ""}))
+                stack.enter_context(overridden(models=""))
         instance = stack.enter_context(dg.DagsterInstance.ephemeral())
         yield Runs(instance, registry), version
 
 
 def limited(limit: int | None) -> AbstractContextManager[None]:
     """`limit` stands for EVAL_LIMIT within, if it is given."""
-    return _environment({} if limit is None else {VARIABLES["limit"].name: str(limit)})
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Variables for everything that happens within: assets read their settings from the environment."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, text in before.items():
-            if text is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = text
+    return overridden() if limit is None else overridden(limit=str(limit))
 
 
 def _found(model: str, key: str | None, settings: Settings) -> tuple[Registry | None, str]:

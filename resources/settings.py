@@ -4,7 +4,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -321,6 +322,22 @@ VARIABLES: Mapping[str, Variable] = {
 }
 if {f.name for f in fields(Settings)} != set(VARIABLES):  # a new setting must be described
     raise RuntimeError("Settings and VARIABLES name different settings")
+
+
+@contextmanager
+def overridden(**fields: str) -> Iterator[None]:
+    """Settings (by their field's name) for everything that this process does within, also in runs of Dagster."""
+    changes = {VARIABLES[field].name: text for field, text in fields.items()}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            if text is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = text
 
 
 def _absolute(location: str) -> str:
