@@ -326,7 +326,7 @@ if {f.name for f in fields(Settings)} != set(VARIABLES):  # a new setting must b
 
 @contextmanager
 def overridden(**fields: str) -> Iterator[None]:
-    """Settings (by their field's name) for everything that this process does within, also in runs of Dagster."""
+    """Settings, by their field's name, for all that this process does within, also in runs of Dagster."""
     changes = {VARIABLES[field].name: text for field, text in fields.items()}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)

@@ -22,8 +22,9 @@ def test_environment_variables_are_read_in_one_place_only() -> None:
         for path in (ROOT / package).rglob("*.py")
         if "os.environ" in (text := path.read_text()) or "getenv(" in text
     }
-    # The terminal asks for Dagster's own variable, the doctor for that and the hub's; the engine sets (and does not read) CUDA's. Secrets of
-    # registries are read where they are used, so that nothing else holds them.
+    # The terminal asks for Dagster's own variable, the doctor for that and the hub's; the engine sets (and
+    # does not read) CUDA's. Secrets of registries are read where they are used, so that nothing else holds
+    # them.
     assert readers <= {
         "resources/settings.py",
         "eval_assets/runs.py",
