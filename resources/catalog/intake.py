@@ -62,10 +62,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is in a source: rows for its table, and of an evaluation its metrics and samples."""
+    """What is in a source: a row for its table, and of an evaluation its metrics and samples."""
 
     source: Source
-    rows: pa.Table
+    row: Mapping[str, Any]
     metrics: pa.Table | None = None
     samples: pa.Table | None = None
 
@@ -105,7 +105,7 @@ def read(store: Storage, sources: Sequence[Source]) -> Iterator[list[Content | D
 
     def taken_in(batch: Sequence[Source]) -> list[Content | Damage]:
         content = store.read_all([path for source in batch for path in _paths(source)])
-        return [_taken_in(source, content) for source in batch]
+        return _checked([_taken_in(source, content) for source in batch])
 
     with ThreadPoolExecutor(1) as reader:  # reads the next batch while the last one is taken in
         ahead: Future[list[Content | Damage]] | None = None
@@ -143,15 +143,15 @@ def _taken_in(source: Source, content: Mapping[str, bytes | OSError]) -> Content
     path = paths[0]
     try:
         record = _json(content[path])
-        rows = _table([_ROWS[source.kind](source, record)], _SCHEMAS[source.kind])
+        row = _ROWS[source.kind](source, record)
         if source.kind != EVALUATIONS:
-            return Content(source, rows)
+            return Content(source, row)
         path = paths[1]
         samples = _parquet(content[path], SAMPLE_SCHEMA)
         if samples.num_rows not in (0, record.get("samples")):
             raise _DamageError(f"it has {samples.num_rows} rows, the record says {record.get('samples')}")
         path = paths[2]
-        return Content(source, rows, _parquet(content[path], METRIC_SCHEMA), samples)
+        return Content(source, row, _parquet(content[path], METRIC_SCHEMA), samples)
     except _DamageError as error:
         return Damage(source, path, " ".join(str(error).split())[:300])
 
@@ -171,15 +171,18 @@ def _parquet(content: bytes | OSError, schema: pa.Schema) -> pa.Table:
     buffer = pa.BufferReader(_bytes(content))
     try:
         table = pq.ParquetFile(buffer, page_checksum_verification=True).read(use_threads=False)
-        columns = [
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
-            else pa.nulls(table.num_rows, field.type)
-            for field in schema
-        ]
+        columns = [_column(table, field) for field in schema]
         return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in schema]))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _DamageError(f"it can't be read as Parquet: {error}") from None
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    place = table.schema.get_field_index(field.name)
+    if place < 0:
+        return pa.nulls(table.num_rows, field.type)
+    column = table.column(place)
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def _bytes(content: bytes | OSError) -> bytes:
@@ -190,11 +193,30 @@ def _bytes(content: bytes | OSError) -> bytes:
     return content
 
 
-def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+def table_of(kind: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of a kind of source as its table; other names in them are left out."""
+    return pa.Table.from_pylist(rows, schema=_SCHEMAS[kind])
+
+
+def _checked(items: list[Content | Damage]) -> list[Content | Damage]:
+    """Sources with values of a wrong type are damaged; all are looked at together first, which is quicker."""
+    contents = [item for item in items if isinstance(item, Content)]
+    kinds = {content.source.kind for content in contents}
+    if all(_wrong(kind, [c.row for c in contents if c.source.kind == kind]) is None for kind in kinds):
+        return items
+    checked: list[Content | Damage] = []
+    for item in items:
+        wrong = _wrong(item.source.kind, [item.row]) if isinstance(item, Content) else None
+        checked.append(item if wrong is None else Damage(item.source, _paths(item.source)[0], wrong))
+    return checked
+
+
+def _wrong(kind: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
     try:
-        return pa.Table.from_pylist(rows, schema=schema)
+        table_of(kind, rows)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise _DamageError(f"a value in it has the wrong type: {error}") from None
+        return " ".join(f"a value in it has the wrong type: {error}".split())[:300]
+    return None
 
 
 def _check_names(source: Source, record: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from resources.catalog.intake import EVALUATIONS, Content, Damage
+from resources.catalog.intake import EVALUATIONS, Content, Damage, table_of
 from resources.catalog.schema import (
     ANSWER_COLUMNS,
     DOCUMENT_SCHEMAS,
@@ -71,7 +71,8 @@ def take_in(connection: duckdb.DuckDBPyConnection, batch: Iterable[Content]) -> 
     """Add sources that are not in the catalogue."""
     contents = list(batch)
     for kind in DOCUMENT_SCHEMAS:
-        _insert(connection, f"stored.{kind}", [c.rows for c in contents if c.source.kind == kind])
+        if rows := [content.row for content in contents if content.source.kind == kind]:
+            _insert(connection, f"stored.{kind}", [table_of(kind, rows)])
     evaluations = [content for content in contents if content.source.kind == EVALUATIONS]
     if evaluations:
         _take_in_evaluations(connection, evaluations)
@@ -92,7 +93,9 @@ def note_damage(connection: duckdb.DuckDBPyConnection, damages: Sequence[Damage]
 def _take_in_evaluations(connection: duckdb.DuckDBPyConnection, evaluations: Sequence[Content]) -> None:
     ((last,),) = connection.execute("SELECT coalesce(max(number), 0) FROM stored.evaluations").fetchall()
     numbered = list(enumerate(evaluations, last + 1))
-    _insert(connection, "stored.evaluations", [_numbered(number, c.rows) for number, c in numbered])
+    rows = table_of(EVALUATIONS, [content.row for content in evaluations])
+    numbers = pa.array([number for number, _ in numbered], pa.int32())
+    _insert(connection, "stored.evaluations", [rows.add_column(0, "number", numbers)])
     _insert(
         connection, "stored.metrics", [_numbered(n, c.metrics) for n, c in numbered if c.metrics is not None]
     )
