@@ -464,7 +464,7 @@ def evaluations(draw: st.DrawFn) -> tuple[BenchmarkSpec, list[Sample]]:
     return spec, samples
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(evaluations())
 def test_our_own_evaluation_comes_back_from_its_export_to_the_last_bit(
     tmp_path_factory: pytest.TempPathFactory, evaluation: tuple[BenchmarkSpec, list[Sample]]

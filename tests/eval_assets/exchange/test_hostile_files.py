@@ -75,7 +75,7 @@ def _tasks_only(content: dict[str, Any]) -> dict[str, Any]:
 
 # Without shrinking: an example takes a good part of a second, and what failed is printed anyway.
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
