@@ -98,7 +98,7 @@ def import_results(out: Output, paths: Sequence[Path], models: Sequence[str]) ->
         right=("items", "samples"),
     )
     for line in done.refused:
-        out.say(f"not imported: {line}", style="yellow")
+        out.say(f"note: {line}", style="yellow")
     fresh_catalog()
     out.document(asdict(done))
 
