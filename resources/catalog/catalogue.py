@@ -105,10 +105,10 @@ class Catalog:
         `connect` then opens. Raises BusyError where another process refreshes for minutes, TransientError
         where the disk is full or an object store doesn't answer.
         """
+        _elsewhere.pop(self._store.root, None)
         if not self._store.is_local:
             with tempfile.TemporaryDirectory() as folder:
                 return self._refresh_remote(Path(folder))
-        _elsewhere.pop(self._store.root, None)
         root = Path(self._store.root)
         try:
             return self._refresh_in(root, root / CATALOG)
@@ -121,10 +121,7 @@ class Catalog:
         theirs = root / CATALOG
         if theirs.exists() and _newer(theirs, own / CATALOG):
             shutil.copyfile(theirs, own / CATALOG)
-        refresh = self._refresh_in(own, own / CATALOG)
-        _elsewhere[self._store.root] = own / CATALOG
-        told = f"{root} can't be written: what is new in it is in a catalogue of your own, {own / CATALOG}"
-        return replace(refresh, told=told)
+        return self._own(self._refresh_in(own, own / CATALOG), own / CATALOG)
 
     @contextmanager
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -162,8 +159,7 @@ class Catalog:
                 difference = self._difference(target)
                 if difference.nothing:
                     return _result(difference, difference.damages)
-            for left in folder.glob(f".{CATALOG}.*"):  # of a refresh that was killed
-                left.unlink(missing_ok=True)
+            _remove(folder, f".{CATALOG}.")  # of a refresh that was killed
             made = folder / f".{CATALOG}.{uuid.uuid4().hex}"
             try:
                 refresh = self._made(difference, made)
@@ -172,8 +168,7 @@ class Catalog:
                 made.replace(target)
                 return refresh
             finally:
-                for left in folder.glob(f"{made.name}*"):
-                    left.unlink(missing_ok=True)
+                _remove(folder, made.name)
 
     def _refresh_remote(self, folder: Path) -> Refresh:
         base = folder / CATALOG
@@ -189,9 +184,21 @@ class Catalog:
             made.unlink(missing_ok=True)
             refresh = self._made(difference, made)
             if self._store.listing(CATALOG) == sign:  # else another process was quicker: go on from its own
-                self._store.put_file(CATALOG, made)
+                try:
+                    self._store.put_file(CATALOG, made)
+                except TransientError as error:
+                    if not isinstance(error.__cause__, PermissionError):
+                        raise
+                    own = _own_folder(self._store.root) / CATALOG
+                    shutil.copyfile(made, own)
+                    return self._own(refresh, own)
                 return refresh
         raise BusyError(f"{self._path}: other processes refresh it all the time; try again later")
+
+    def _own(self, refresh: Refresh, path: Path) -> Refresh:
+        _elsewhere[self._store.root] = path
+        told = f"{self._store.root} can't be written: what is new in it is in a catalogue of your own, {path}"
+        return replace(refresh, told=told)
 
     def _difference(self, base: Path) -> _Difference:
         found = intake.look(self._store)
@@ -227,8 +234,7 @@ class Catalog:
                 gone=(),
                 wanted=_sorted(difference.found.values()),
             )
-        for left in made.parent.glob(f"{made.name}*"):
-            left.unlink()
+        _remove(made.parent, made.name)
         try:
             return self._written(again, made)
         except duckdb.Error as error:
@@ -365,6 +371,16 @@ def _own_folder(root: str) -> Path:
     folder = base / hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:16]
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _remove(folder: Path, beginning: str) -> None:
+    """Remove what begins so: a file, its log, the folder of what did not fit into memory."""
+    for path in folder.iterdir():
+        if path.name.startswith(beginning):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

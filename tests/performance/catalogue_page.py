@@ -75,6 +75,8 @@ def _section(result: Mapping[str, Any]) -> str:
     ]
     if result["rows"] < GOAL_ROWS:
         lines.append("Goals: " + "; ".join(f"{n} {_met(m)}" for n, m in reached(result).items()) + ".\n")
+    if note := result.get("note"):
+        lines.append(f"{note}\n")
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines.append(
         f"Machine: {machine}. Before the measurement others used {result['busy']:.0%} of the processor.\n"

@@ -57,6 +57,19 @@ def test_a_refresh_killed_at_twenty_moments_leaves_a_good_catalogue_and_the_next
     assert lines[0].split()[2] == "3"
 
 
+def test_what_a_killed_refresh_has_left_is_removed(store: ResultsStore, catalog: Catalog) -> None:
+    left = Path(store.root, f".{CATALOG}.0123")
+    left.write_bytes(b"half of one")
+    Path(f"{left}.wal").write_bytes(b"")
+    Path(f"{left}.spill").mkdir()
+    Path(f"{left}.spill", "block").write_bytes(b"what did not fit into memory")
+    commit(store, "m@3", [1.0, 0.0])
+    assert catalog.refresh().added == 1
+    assert sorted(path.name for path in Path(store.root).iterdir()) == [
+        ".catalog.lock", CATALOG, "evaluations",
+    ]  # fmt: skip
+
+
 def test_several_refreshers_at_once_are_all_right(store: ResultsStore, catalog: Catalog) -> None:
     for number in range(3, 9):
         commit(store, f"m@{number}", [1.0, 0.0])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,26 @@ def test_what_a_listing_lacks_is_there_after_the_next_look(store: ResultsStore, 
     assert catalog.refresh().total == 2
     assert query(catalog, "SELECT count(*) FROM samples") == [(4,)]
     assert query(catalog, "FROM damaged") == []
+
+
+def test_a_viewer_of_a_bucket_has_what_is_new_in_a_catalogue_of_their_own(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commit(store, "m@1", [1.0, 0.0])
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(store.filesystem, "put_file", forbidden)
+        refresh = Catalog(store).refresh()
+        assert refresh.total == 1
+        assert "can't be written: what is new in it is in a catalogue of your own" in refresh.told
+        assert query(Catalog(store), "SELECT count(*) FROM samples") == [(2,)]
+    assert not store.exists("catalog.duckdb")
+    assert Catalog(store).refresh().total == 1
+    assert store.exists("catalog.duckdb")
 
 
 def test_a_large_file_is_put_in_parts_and_comes_back_whole(store: ResultsStore, tmp_path: Path) -> None:
