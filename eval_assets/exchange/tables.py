@@ -79,7 +79,6 @@ def export_table(
         patterns = {"model": models, "dataset": benchmarks, "metric": metrics}
         where, values = _conditions(table, known, patterns, since, until, current)
         selected = ", ".join(_expression(name, kind, chosen) for name, kind in wanted.items())
-        connection.execute("SET enable_progress_bar = false")  # it would be printed between what we print
         query = f"SELECT {selected} FROM {_quoted(table)}{where}"
         try:
             with _appearing(path) as file:

@@ -249,6 +249,7 @@ class Catalog:
         damages: list[Damage] = []
         with duckdb.connect(str(made), config=settings) as connection:
             # One transaction: each commit would write blocks that the next one writes again.
+            connection.execute("SET enable_progress_bar = false")
             connection.execute("BEGIN")
             if difference.base is None:
                 create(connection)
@@ -330,7 +331,9 @@ def _opened(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _connected(path: Path) -> duckdb.DuckDBPyConnection:
     # Beside a catalogue in a store that can't be written there is no place for what doesn't fit into memory.
     spill = str(Path(tempfile.gettempdir(), f"catalogue-{os.getpid()}.spill"))
-    return duckdb.connect(str(path), True, {"temp_directory": spill})
+    connection = duckdb.connect(str(path), True, {"temp_directory": spill})
+    connection.execute("SET enable_progress_bar = false")  # it would be printed into what a command prints
+    return connection
 
 
 def _closed(path: Path) -> None:

@@ -399,6 +399,6 @@ def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_
     print(f"queued {queued - registered:.0f} s after registration, judged after {judged - registered:.0f} s")
     assert store.verdicts()[f"{name}@3"]["status"] == "failed"
     assert shelf.registry.aliases(name) == {"champion": "2"}
-    assert shelf.notes(ModelKey(name, "3"))["verdict"] == "failed"
+    until(lambda: shelf.notes(ModelKey(name, "3")).get("verdict") == "failed")
     samples = [record["evaluation_id"] for _, record in store.records()]
     assert len(samples) == len(set(samples)) == 3

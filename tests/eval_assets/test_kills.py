@@ -39,9 +39,10 @@ def telling(owner, name, letter, when=lambda *_: True):
 
 telling(TransformersEngine, "load", b"l")
 telling(evaluator._Evaluation, "finish", b"s")
-telling(ResultsStore, "put", b"w", lambda _, path, content: "/progress/" in path)
-telling(ResultsStore, "put", b"c", lambda _, path, content: path.endswith(
-    ("samples.parquet", "metrics.parquet", "evaluation.json")))
+telling(ResultsStore, "put", b"w", lambda _, path, *rest: "/progress/" in path)
+telling(ResultsStore, "put", b"c", lambda _, path, *rest: path.endswith(
+    ("samples.parquet", "metrics.parquet")))
+telling(ResultsStore, "put_new", b"c", lambda _, path, *rest: path.endswith("evaluation.json"))
 
 for line in sys.stdin:
     child = os.fork()

@@ -225,7 +225,8 @@ def test_an_interrupt_says_what_is_kept(evaluated: Path) -> None:
     assert command.stdout is not None
     assert "Tables and views" in command.stdout.readline()
     command.send_signal(signal.SIGTERM)
-    _, told = command.communicate(timeout=60)
+    command.wait(60)  # before its input is closed, which would end it, too
+    _, told = command.communicate()
     assert (command.returncode, told) == (
         143, "\ninterrupted: what is finished is kept; run it again to go on\n",
     )  # fmt: skip
@@ -375,12 +376,12 @@ def test_the_doctor_sees_a_daemon_that_stands_still_and_a_clock_that_is_off(
     monkeypatch.setenv("DAGSTER_HOME", str(evaluated / "home"))
     assert findings()["daemon"][1].startswith("has never run on this instance")
     with dg.DagsterInstance.get() as instance:
-        for minutes, wanted in ((60, "last heartbeat 60 minutes ago"), (0, "last heartbeat 0 s ago")):
+        for minutes, wanted in ((60, "last heartbeat 60 minutes ago"), (0, r"last heartbeat \d+ s ago")):
             for kind in instance.get_required_daemon_types():
                 now = time.time()
                 instance.add_daemon_heartbeat(DaemonHeartbeat(now - minutes * 60, kind, "me", []))
             level, text = findings()["daemon"]
-            assert text.startswith(wanted)
+            assert re.match(wanted, text)
             assert level == ("wrong" if minutes else "ok")
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 100)

@@ -10,7 +10,7 @@ from resources.catalog import Catalog
 from resources.records import Sample
 from resources.results import ResultsStore
 from tests.eval_assets.report.stores import choice_sample, commit, compared, text_sample
-from tests.eval_assets.report.test_items import row
+from tests.eval_assets.report.test_item_pages import row
 
 
 def rows(*samples: Sample) -> list[dict[str, Any]]:
