@@ -1,5 +1,6 @@
 """``leaderboard``, ``compare``, ``samples`` and ``sql``: what evaluations came to."""
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from eval_assets.commands.output import (
     output,
     printable,
 )
+from resources import interrupts
 
 if TYPE_CHECKING:
     import duckdb
@@ -335,6 +337,8 @@ def _queries() -> Iterator[str]:
                 yield "\n".join(buffered)
             return
         except KeyboardInterrupt:
+            if interrupts.received() is signal.SIGTERM:
+                raise
             buffered.clear()
             print()
             continue
