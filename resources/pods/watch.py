@@ -287,7 +287,9 @@ class PodWatch:
             error = error.cause
         crash = Finding(State.FAILED, "its process could not load the job", Kind.UNABLE)
         found = explained(crash, error.message, seen.pods[0] if seen.pods else {})
-        self._instance.add_run_tags(run_id, {**_ended(run_id, found), "dagster/max_retries": "0"})
+        # Where Dagster is quicker, it tries the run once more, with this tag, and then no more.
+        tags = {"dagster/max_retries": "0", "dagster/will_retry": "false"}
+        self._instance.add_run_tags(run_id, {**_ended(run_id, found), **tags})
         self._say(run, f"{found.kind}: {found.reason}")
 
     def _remove(self, seen: Seen, *, lost: bool) -> None:
