@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +25,6 @@ __all__ = [
     "RECORD",
     "AlreadyCommittedError",
     "Cell",
-    "CurrentInputs",
     "EvaluationWriter",
     "ResultsStore",
     "asked_fingerprints",
@@ -39,14 +37,6 @@ _EVALUATION_ID = re.compile(r"(?P<fingerprint>[0-9a-f]{16})-(?P<attempt>\d+)")
 
 class AlreadyCommittedError(Exception):
     """The cell has a committed evaluation of this fingerprint; reuse it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentInputs:
-    """What evaluations are made from now: model key -> digest, dataset key -> fingerprint."""
-
-    digests: Mapping[str, str]
-    fingerprints: Mapping[str, str]
 
 
 class ResultsStore(Storage):
@@ -87,16 +77,6 @@ class ResultsStore(Storage):
     def items(self, dataset: str, fingerprint: str) -> pa.Table:
         """The items of a benchmark as `save_benchmark` stored them."""
         return self.get_table(f"benchmarks/{path_segment(dataset)}/{fingerprint}/items.parquet")
-
-    def current_inputs(self) -> "CurrentInputs":
-        """The latest recorded digest of each model version and fingerprint of each benchmark."""
-        return CurrentInputs(
-            {key: record["digest"] for key, record in self.model_versions().items()},
-            {
-                key_of_segment(path.rsplit("/", 2)[1]): record["fingerprint"]
-                for path, record in self.json_files("benchmarks/*/current.json")
-            },
-        )
 
     # -- verdicts ---------------------------------------------------------------------------------
 

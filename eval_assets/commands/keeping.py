@@ -16,9 +16,12 @@ from eval_assets.commands.output import Output, output
 )
 @click.option("--apply", "applies", is_flag=True, help="do it; without this it is only shown")
 @click.option("--why", help="the reason, which is written down with every change; needed for --apply")
+@click.option("--log", "logs", is_flag=True, help="show what was removed before, the latest first")
 @click.option("--no-registry", is_flag=True, help="the store alone says what is in production")
 @output
-def retention(out: Output, file: Path | None, applies: bool, why: str | None, no_registry: bool) -> None:
+def retention(
+    out: Output, file: Path | None, applies: bool, why: str | None, logs: bool, no_registry: bool
+) -> None:
     """Show what of old results would be removed, or remove it; what anything rests on stays."""
     from collections import Counter
     from dataclasses import asdict
@@ -26,7 +29,7 @@ def retention(out: Output, file: Path | None, applies: bool, why: str | None, no
     from eval_assets.keeping import retain, retention_plan
     from resources.errors import UserError
     from resources.results import ResultsStore
-    from resources.retention import RetentionPolicy, load_policy
+    from resources.retention import RetentionPolicy, audit_lines, last_audits, load_policy
     from resources.settings import Settings
 
     if applies and not (why or "").strip():
@@ -34,6 +37,12 @@ def retention(out: Output, file: Path | None, applies: bool, why: str | None, no
     settings = Settings.from_environment()
     store = ResultsStore(settings.store)
     policy = load_policy(file) if file is not None else RetentionPolicy()
+    if logs:
+        audits = last_audits(store)
+        for line in (line for audit in audits for line in audit_lines(audit)):
+            out.say(line)
+        out.document(audits)
+        return
     planned = retention_plan(store, settings, policy, ask_registry=not no_registry)
     out.table(
         ("what", "where", "bytes", "why"),

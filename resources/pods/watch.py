@@ -34,6 +34,8 @@ LEAVE_SECONDS = 20.0
 BEGIN_SECONDS = 300.0
 """What a process has for saying that its run has begun: it imports torch, from a disk that many share."""
 
+_SAME_NEXT_TIME = {UserError.__name__, ImportError.__name__, ModuleNotFoundError.__name__}
+"""What a process that could not load its job meets again; anything else may be the weather."""
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _log = logging.getLogger("dagster.evaluation.pods")
 
@@ -285,11 +287,16 @@ class PodWatch:
             return
         while error.cause is not None:
             error = error.cause
-        crash = Finding(State.FAILED, "its process could not load the job", Kind.UNABLE)
-        found = explained(crash, error.message, seen.pods[0] if seen.pods else {})
-        # Where Dagster is quicker, it tries the run once more, with this tag, and then no more.
-        tags = {"dagster/max_retries": "0", "dagster/will_retry": "false"}
-        self._instance.add_run_tags(run_id, {**_ended(run_id, found), **tags})
+        kind = Kind.UNABLE if error.cls_name in _SAME_NEXT_TIME else Kind.CRASHED
+        crash = Finding(State.FAILED, "its process could not load the job", kind)
+        is_line = error.cls_name == UserError.__name__  # then its class says nothing to a person
+        said = error.message.partition(": ")[2] if is_line else error.message
+        found = explained(crash, said, seen.pods[0] if seen.pods else {})
+        tags = _ended(run_id, found)
+        if found.kind in AS_IT_IS:
+            # Where Dagster is quicker, it tries the run once more, with these tags, and then no more.
+            tags |= {"dagster/max_retries": "0", "dagster/will_retry": "false"}
+        self._instance.add_run_tags(run_id, tags)
         self._say(run, f"{found.kind}: {found.reason}")
 
     def _remove(self, seen: Seen, *, lost: bool) -> None:

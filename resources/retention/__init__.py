@@ -3,7 +3,7 @@
 `take_stock` reads what there is, `plan` decides from that alone, `apply` does it and writes down what it did.
 """
 
-from resources.retention.applying import Applied, apply
+from resources.retention.applying import Applied, apply, audit_lines, last_audits
 from resources.retention.policy import Action, Inventory, Plan, RetentionPolicy, load_policy, plan
 from resources.retention.stock import measured, take_stock
 
@@ -14,6 +14,8 @@ __all__ = [
     "Plan",
     "RetentionPolicy",
     "apply",
+    "audit_lines",
+    "last_audits",
     "load_policy",
     "measured",
     "plan",

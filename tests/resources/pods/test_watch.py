@@ -1,11 +1,14 @@
 """The watch's decisions, look by look, on a real instance and a cluster that shows what it is told to."""
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
+from dagster._utils.error import serializable_error_info_from_exc_info
 
 from resources.errors import TransientError, UserError
 from resources.pods import watch as module
@@ -24,12 +27,16 @@ class Shown:
     def __init__(self) -> None:
         self.seen: dict[str, Seen] = {}
         self.done: list[str] = []
+        self.logs: dict[str, str] = {}
         self.silent = False
 
     def runs(self) -> tuple[dict[str, Seen], datetime]:
         if self.silent:
             raise ClusterSilentError("the cluster does not answer")
         return self.seen, datetime.now(UTC)
+
+    def log(self, pod: str) -> str:
+        return self.logs[pod]
 
     def remove(self, name: str) -> None:
         self.done.append(f"remove {name}")
@@ -187,3 +194,52 @@ def test_a_mistake_in_the_catalogue_keeps_runs_waiting_and_hurts_no_pod(bench: B
     for _ in range(2):
         bench.watch.look()
     assert set(bench.created) == {waits}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (
+            ModuleNotFoundError("No module named 'eval_assets'"),
+            Kind.UNABLE,
+            "image e:1 has no package eval_assets: build it",
+        ),
+        (
+            UserError("bad.yaml: task: unknown"),
+            Kind.UNABLE,
+            "its process could not load the job: bad.yaml: task: unknown",
+        ),
+        (OSError("the disk is away"), Kind.CRASHED, "its process could not load the job: OSError: the disk"),
+    ],
+)
+def test_a_run_that_could_not_load_its_job_says_why_and_is_given_up_where_that_stays(
+    bench: Bench, error: Exception, kind: Kind, reason: str
+) -> None:
+    """What may be the weather must not end a cell for good, and what is a mistake must."""
+    run = bench.run(STARTING)
+    try:
+        raise RuntimeError("Error occurred during the loading of Dagster definitions") from error
+    except RuntimeError:
+        data = EngineEventData.engine_error(serializable_error_info_from_exc_info(sys.exc_info()))
+    bench.instance.report_engine_event("Could not load job definition.", bench.of(run), data)
+    bench.instance.report_run_failed(bench.of(run))
+    failed = {**pod("Failed"), "spec": {"containers": [{"image": "e:1"}]}}
+    bench.cluster.seen = {run: Seen(JOB, [failed])}
+    for _ in range(2):
+        bench.watch.look()
+    ended = ending_of(bench.of(run))
+    assert (ended["kind"], ended["reason"][: len(reason)]) == (kind, reason)
+    told = [text for text in bench.said(run) if text.startswith(f"{kind}: {reason}")]
+    assert len(told) == 1
+    given_up = {"dagster/max_retries": "0", "dagster/will_retry": "false"}
+    assert (given_up.items() <= bench.of(run).tags.items()) is (kind is Kind.UNABLE)
+
+
+def test_a_process_that_died_before_its_run_began_is_explained_by_its_log(bench: Bench) -> None:
+    run = bench.run(STARTING)
+    failed = {**pod("Failed"), "spec": {"containers": [{"image": "e:1"}]}}
+    bench.cluster.seen = {run: Seen(JOB, [failed])}
+    bench.cluster.logs = {"p": "/usr/bin/python3: No module named dagster\n"}
+    bench.watch.look()
+    assert ending_of(bench.of(run))["reason"].startswith("image e:1 has no package dagster: ")
+    assert bench.of(run).tags["dagster/max_retries"] == "0"
