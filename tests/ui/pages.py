@@ -25,7 +25,7 @@ class Console:
 
     def _message(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            self.errors.append(message.text)
+            self.errors.append(f"{message.text} ({message.location['url']})")
 
 
 def open_partitions(page: Page, cell: str | None = None) -> None:

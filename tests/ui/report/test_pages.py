@@ -56,6 +56,9 @@ def test_it_works_behind_a_web_server_too(evaluated: Report, opened: Open, tmp_p
             page = opened(f"{url}/{name}")
             expect(page.get_by_role("heading", level=1)).to_be_visible()
             open_items(page, 2)
+            # Its icon comes last: a page still asking when the server ends would report an error.
+            page.wait_for_load_state("networkidle")
+            page.close()
 
 
 def test_without_scripts_every_number_can_still_be_read(evaluated: Report, opened: Open) -> None:
