@@ -38,7 +38,9 @@ def mean_estimate(
     equation 4 of Miller with the finite-sample factor G/(G-1), which Miller leaves out; with it
     clusters of one item give the unclustered value exactly, and it is what statsmodels applies.
 
-    The interval is Student's t with (clusters - 1) degrees of freedom, clipped to `bounds`. For a
+    The interval is Student's t with (clusters - 1) degrees of freedom, clipped to `bounds`. Where every value
+    is the lower or the upper one of two finite bounds, which leaves no spread to measure, it is Wilson's for
+    as many clusters: no score within bounds varies more than one that only takes their ends. For a
     proportion (every value 0 or 1) it is Wilson's, which stays inside 0..1 and keeps its coverage near
     the ends (Brown, Cai, DasGupta 2001); with clusters, Wilson's at the effective sample size
     ``n / design effect * (t(n-1) / t(G-1))^2`` of Korn and Graubard (1998), the design effect at least 1, as
@@ -71,8 +73,13 @@ def mean_estimate(
     elif stderr is None:
         return Estimate(mean, None, None, None, n)
     else:
+        least, most = bounds
         margin = _t_quantile(groups - 1) * stderr
-        low, high = max(mean - margin, bounds[0]), min(mean + margin, bounds[1])
+        low, high = max(mean - margin, least), min(mean + margin, most)
+        if stderr == 0 and mean in bounds and math.isfinite(most - least):
+            low, high = (
+                least + (most - least) * end for end in _wilson((mean - least) / (most - least), groups)
+            )
     return Estimate(mean, stderr, low, high, n)
 
 

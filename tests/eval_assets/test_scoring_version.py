@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "91ebbe3b15163980be6fe829a204c5dd7f384d8ae7f274a5e6a1878f88aa5ad8"
+DIGEST = "82673312f4bdefb99d87e7b0f3e3f6b84d177f9d56bcbeb91e069e1a65e3c93b"
 VERSION = "2"
 
 

@@ -126,6 +126,20 @@ class TestMean:
         assert mean_estimate([0.0, 1.0], ["a", "a"]) == Estimate(0.5, None, None, None, 2)
         assert mean_estimate([0.0, 1.0], ["a", "a"], proportion=True) == Estimate(0.5, None, None, None, 2)
 
+    @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 2.0), (-1.0, 1.0)])
+    def test_scores_that_all_lie_at_a_bound_are_as_uncertain_as_a_proportion_of_none(
+        self, low: float, high: float
+    ) -> None:
+        """An interval without width would call every other version better, however few the items are."""
+        clusters = [number // 4 for number in range(64)]
+        for shared, groups in ((None, 64), (clusters, 16)):
+            upper = proportion_confint(0, groups, method="wilson")[1]
+            worst = mean_estimate([low] * 64, shared, bounds=(low, high))
+            assert bounds(worst) == pytest.approx((low, low + (high - low) * upper), abs=1e-12)
+            best = mean_estimate([high] * 64, shared, bounds=(low, high))
+            assert bounds(best) == pytest.approx((high - (high - low) * upper, high), abs=1e-12)
+            assert (worst.value, worst.stderr) == (low, 0.0)
+
     def test_the_interval_stays_within_the_bounds(self) -> None:
         estimate = mean_estimate([0.0, 0.0, 0.1], bounds=(0.0, 1.0))
         assert bounds(estimate)[0] == 0.0
