@@ -11,9 +11,9 @@ from eval_assets.commands.cluster import estimate, pod
 from eval_assets.commands.deciding import forget, gate, retry, rollback
 from eval_assets.commands.doctor import doctor
 from eval_assets.commands.evaluating import evaluate, list_models, register
-from eval_assets.commands.keeping import retention
 from eval_assets.commands.publishing import export, import_results, metrics, report
 from eval_assets.commands.results import compare, leaderboard, samples, sql
+from eval_assets.commands.retention import retention
 from resources import interrupts
 from resources.errors import UserError
 

@@ -8,13 +8,12 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from eval_assets import attempts
+from eval_assets.grid import attempts
+from eval_assets.grid.observing import Observer
+from eval_assets.grid.reconciling import Policy, Request, Task, Work, reconcile
 from eval_assets.model_versions import register, registration
-from eval_assets.notifications import report_given_up
-from eval_assets.observing import Observer
+from eval_assets.operations.notifications import report_given_up
 from eval_assets.partitions import models, row_tags
-from eval_assets.pods import pod_tags
-from eval_assets.reconciling import Policy, Request, Task, Work, reconcile
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.pods.tags import IN_FLIGHT
@@ -133,7 +132,7 @@ def run_request(look: Observer, request: Request, priority: str) -> dg.RunReques
             )
         case Work.EVALUATE:
             entry = look.tracking.entry_of(request.model)
-            tags |= {**row_tags(request.model, request.datasets), **pod_tags(entry)}
+            tags |= {**row_tags(request.model, request.datasets), **entry.pod_tags()}
             return dg.RunRequest(run_key, tags=tags, job_name="evaluate_models")
         case Work.JUDGE:
             return dg.RunRequest(run_key, tags=tags, job_name="judge_models", partition_key=first.model)

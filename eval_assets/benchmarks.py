@@ -1,36 +1,22 @@
 """Asset `benchmark`: a benchmark's items, normalized and fingerprinted."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
-from eval_assets.attempts import announce, begin, confess
-from eval_assets.evaluator import Benchmark
-from eval_assets.events import record_materialization
+from eval_assets.grid.attempts import announce, begin, confess
+from eval_assets.grid.prepared import CODE_VERSION, source_signature
+from eval_assets.grid.reconciling import Task, Work
+from eval_assets.materializations import record_materialization
 from eval_assets.partitions import SUITE, datasets
-from eval_assets.reconciling import Task, Work
-from eval_assets.suite import (
-    benchmark_files,
-    items_fingerprint,
-    items_from_table,
-    items_to_table,
-    normalize,
-    select_items,
-)
+from eval_assets.suite import items_fingerprint, items_to_table, normalize
 from eval_assets.suite.items import Item
-from eval_assets.suite.spec import BenchmarkSpec, Chat
+from eval_assets.suite.spec import BenchmarkSpec
 from resources.datasets import read_rows
 from resources.errors import UserError
-from resources.results import ResultsStore, chat_fingerprint
+from resources.results import ResultsStore
 from resources.settings import Settings
-
-CODE_VERSION = "1"
 
 
 @dg.asset(
@@ -122,69 +108,3 @@ def _characters(items: Sequence[Item]) -> int:
     shared |= {f"{example.query} {example.answer}" for item in items for example in item.examples}
     own = sum(len(i.query) + sum(map(len, i.choices)) + sum(map(len, i.references[:1])) for i in items)
     return own + sum(map(len, shared))
-
-
-def is_current(spec: BenchmarkSpec, store: ResultsStore) -> bool:
-    """Whether the stored items are those that the YAML and its files give today, by cheap signs."""
-    record = store.benchmark(spec.key)
-    mirror = Settings.from_environment().data_mirror
-    return record is not None and record["source_signature"] == source_signature(spec, mirror)
-
-
-def source_signature(spec: BenchmarkSpec, mirror: Path) -> str:
-    """SHA-256 over the declaration and the size and time of each local file that it reads, as make would."""
-    files = []
-    for path in benchmark_files(spec, mirror):
-        status = path.stat() if path.exists() else None
-        files.append([path.name, status.st_size, status.st_mtime_ns] if status else [path.name])
-    identity = [CODE_VERSION, spec.model_dump(mode="json"), files]
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedBenchmark:
-    """A benchmark as it was last prepared, under a limit, and as a model is asked; its items are not read."""
-
-    spec: BenchmarkSpec
-    fingerprint: str
-    count: int
-    available: int
-
-    def read(self, store: ResultsStore) -> Benchmark:
-        """With its items."""
-        stored = str(stored_record(self.spec.key, store)["fingerprint"])
-        items = items_from_table(store.items(self.spec.key, stored))
-        return Benchmark(self.spec, self.fingerprint, select_items(items, self.count), len(items))
-
-
-def prepared_benchmark(
-    key: str, store: ResultsStore, limit: int | None, chat: bool | None = None
-) -> PreparedBenchmark:
-    """The benchmark as it was last prepared, under the smaller of its own and the given limit.
-
-    `chat` true has it asked through the model's chat template, false not; None leaves it to the benchmark.
-    Raises UserError where it was never prepared.
-    """
-    record = stored_record(key, store)
-    spec = BenchmarkSpec.model_validate(record["spec"])
-    fingerprint = str(record["fingerprint"])
-    can_chat = spec.task != "perplexity" or bool(
-        spec.prompt
-    )  # a text that is read from its start has no turns
-    if chat is not None and chat != (spec.chat is not None) and can_chat:
-        spec = spec.model_copy(update={"chat": Chat() if chat else None})
-        fingerprint = chat_fingerprint(fingerprint, chat)
-    available = int(record["items"])
-    limits = [number for number in (limit, spec.limit, available) if number is not None]
-    return PreparedBenchmark(spec, fingerprint, min(limits), available)
-
-
-def stored_record(key: str, store: ResultsStore) -> dict[str, Any]:
-    """The record of a prepared benchmark. Raises UserError where there is none."""
-    record = store.benchmark(key)
-    if record is None:
-        raise UserError(
-            f"benchmark {key} is not prepared yet: materialize the asset 'benchmark' for it "
-            "(or run 'make evaluate', which does)"
-        )
-    return record

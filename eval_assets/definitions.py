@@ -5,13 +5,13 @@ import dagster as dg
 from eval_assets.automation import JOBS, SCHEDULES, SENSORS, SETTLE_SECONDS
 from eval_assets.benchmarks import benchmark
 from eval_assets.evaluations import evaluation
+from eval_assets.grid.tracking import tracking
 from eval_assets.leaderboard import leaderboard
 from eval_assets.model_versions import model_version
 from eval_assets.on_demand import ON_DEMAND
 from eval_assets.partitions import SUITE
 from eval_assets.promotion import promotion
 from eval_assets.publishing import report
-from eval_assets.tracking import tracking
 from resources.configured import EngineResource, RegistryResource, StoreResource
 from resources.registries import Registry
 from resources.settings import Settings

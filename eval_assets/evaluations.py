@@ -9,12 +9,8 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets import attempts
-from eval_assets.attempts import FORCE_TAG, Context, announce, begin, confess, one_line
-from eval_assets.benchmarks import PreparedBenchmark
-from eval_assets.comparing import CellComparison, compare_records
-from eval_assets.evaluator import Benchmark, Outcome, evaluate
-from eval_assets.events import record_materialization
+from eval_assets.evaluating.evaluator import Benchmark, Outcome, evaluate
+from eval_assets.evaluating.progress import Progress
 from eval_assets.gates import (
     check_cell,
     check_specs,
@@ -22,13 +18,17 @@ from eval_assets.gates import (
     record_checks,
     reproduced,
 )
+from eval_assets.grid import attempts
+from eval_assets.grid.attempts import FORCE_TAG, Context, announce, begin, confess, one_line
+from eval_assets.grid.comparing import CellComparison, compare_records
+from eval_assets.grid.observing import Observer
+from eval_assets.grid.prepared import PreparedBenchmark
+from eval_assets.grid.reconciling import Task, Work
+from eval_assets.materializations import record_materialization
 from eval_assets.model_versions import recorded
-from eval_assets.observing import Observer
+from eval_assets.operations.pushgateway import Pushing
 from eval_assets.partitions import SUITE, RunCell, cell_key, cells_of_run, grid
-from eval_assets.progress import Progress
-from eval_assets.pushing import Pushing
-from eval_assets.reconciling import Task, Work
-from eval_assets.sequential import decide
+from eval_assets.statistics.sequential import decide
 from eval_assets.tasks import SCORING_VERSION
 from resources import interrupts, spans
 from resources.configured import EngineResource

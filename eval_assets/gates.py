@@ -14,8 +14,8 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
 
-from eval_assets.comparing import CellComparison
-from eval_assets.evaluator import Benchmark, metric_of
+from eval_assets.evaluating.evaluator import Benchmark, metric_of
+from eval_assets.grid.comparing import CellComparison
 from eval_assets.metrics import answers_of
 from eval_assets.partitions import grid
 from resources.records import Sample

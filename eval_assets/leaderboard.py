@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from eval_assets.attempts import begin
+from eval_assets.grid.attempts import begin
 from resources.catalog import Catalog
 from resources.results import ResultsStore
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import dagster as dg
 
-from eval_assets.attempts import announce, begin, confessing
-from eval_assets.events import record_materialization
+from eval_assets.grid.attempts import announce, begin, confessing
+from eval_assets.grid.reconciling import Task, Work, short
+from eval_assets.materializations import record_materialization
 from eval_assets.partitions import models
-from eval_assets.reconciling import Task, Work, short
 from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry

@@ -8,12 +8,13 @@ from fnmatch import filter as matching
 import dagster as dg
 from pydantic import Field
 
-from eval_assets.attempts import PRIORITY_TAG, begin
-from eval_assets.benchmarks import is_current, prepare, source_signature
-from eval_assets.comparing import compare_cells, markdown
+from eval_assets.benchmarks import prepare
 from eval_assets.evaluations import evaluate_cells
+from eval_assets.grid.attempts import PRIORITY_TAG, begin
+from eval_assets.grid.comparing import compare_cells, markdown
+from eval_assets.grid.observing import Observer
+from eval_assets.grid.prepared import is_current, source_signature
 from eval_assets.model_versions import register
-from eval_assets.observing import Observer
 from eval_assets.partitions import SUITE, RunCell
 from resources.configured import EngineResource
 from resources.errors import UserError

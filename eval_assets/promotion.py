@@ -14,17 +14,17 @@ from typing import Any, Literal, TypeAlias
 
 import dagster as dg
 
-from eval_assets.attempts import announce, begin, confessing
-from eval_assets.comparing import CellComparison, compare_cells, markdown
-from eval_assets.events import record_materialization
 from eval_assets.gates import no_regression, record_check
+from eval_assets.grid.attempts import announce, begin, confessing
+from eval_assets.grid.comparing import CellComparison, compare_cells, markdown
+from eval_assets.grid.observing import Observer
+from eval_assets.grid.reconciling import Task, Work, judgement
+from eval_assets.grid.tracking import TrackedModels
+from eval_assets.materializations import record_materialization
 from eval_assets.model_versions import recorded
-from eval_assets.notifications import notify
-from eval_assets.observing import Observer
+from eval_assets.operations.notifications import notify
 from eval_assets.partitions import cell_key, models
-from eval_assets.reconciling import Task, Work, judgement
-from eval_assets.tracking import TrackedModels
-from eval_assets.verdicts import FamilyVerdict, family_verdict
+from eval_assets.statistics.verdicts import FamilyVerdict, family_verdict
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.registries import AliasMovedError, Registry

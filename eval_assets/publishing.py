@@ -4,7 +4,7 @@ import base64
 
 import dagster as dg
 
-from eval_assets.attempts import begin
+from eval_assets.grid.attempts import begin
 from eval_assets.leaderboard import leaderboard, leaderboard_rows, markdown
 from resources.catalog import Catalog
 from resources.results import ResultsStore

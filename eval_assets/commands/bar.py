@@ -6,9 +6,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from eval_assets.evaluating.progress import Progress as CellProgress
+from eval_assets.evaluating.progress import time_left
 from eval_assets.evaluations import LOG_SECONDS
-from eval_assets.progress import Progress as CellProgress
-from eval_assets.progress import time_left
 from resources.results import Cell
 
 

@@ -25,9 +25,8 @@ def pod(out: Output, model: str, dataset: str) -> None:
     import dagster as dg
     import yaml
 
+    from eval_assets.commands.runs import Runs
     from eval_assets.partitions import SUITE, row_tags
-    from eval_assets.pods import pod_tags
-    from eval_assets.runs import Runs
     from resources.keys import ModelKey
     from resources.launcher import catalogue_of
     from resources.pods.planning import of_people, plan_pod, purpose_of
@@ -37,7 +36,7 @@ def pod(out: Output, model: str, dataset: str) -> None:
     key = str(ModelKey.parse(model))
     entry = runs.tracking.entry_of(key)
     datasets = [benchmark_named(dataset)] if dataset else entry.datasets(SUITE)
-    tags = {**pod_tags(entry), **row_tags(key, datasets)}
+    tags = {**entry.pod_tags(), **row_tags(key, datasets)}
     run = dg.DagsterRun(job_name="evaluate_models", run_id="", tags=tags)
     catalogue = catalogue_of(runs.settings)
     plan = plan_pod(purpose_of(run), catalogue, runs.store, runs.instance, of_people(run, runs.instance))
@@ -65,8 +64,8 @@ def estimate(out: Output, models: Sequence[str], benchmarks: Sequence[str]) -> N
     """What evaluating registered versions would take and cost on the cluster, before anything is launched."""
     from fnmatch import fnmatchcase
 
+    from eval_assets.commands.runs import Runs
     from eval_assets.partitions import SUITE
-    from eval_assets.runs import Runs
     from resources.errors import UserError
     from resources.launcher import catalogue_of
     from resources.pods.costing import estimate_all, spent_this_month

@@ -11,7 +11,7 @@ import click
 from eval_assets.commands.output import MODEL, Output, benchmarks_option, output
 
 if TYPE_CHECKING:
-    from eval_assets.runs import Runs
+    from eval_assets.commands.runs import Runs
 
 PASSED, FAILED, NOT_DECIDED = 0, 1, 2
 _STATUS = {"first": PASSED, "passed": PASSED, "failed": FAILED}
@@ -26,8 +26,8 @@ _STATUS = {"first": PASSED, "passed": PASSED, "failed": FAILED}
 def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path | None) -> None:
     """Has a version passed? Exits with 0 (passed), 1 (failed) or 2 (not decided), for a CI."""
     from eval_assets.commands.evaluating import evaluate_grid
+    from eval_assets.commands.runs import Runs
     from eval_assets.partitions import SUITE
-    from eval_assets.runs import Runs
     from resources.errors import UserError
     from resources.keys import ModelKey
 
@@ -65,7 +65,7 @@ def _compared_with(runs: "Runs", key: str) -> list[str]:
 
 def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
     """The verdict on the version as its files and benchmarks are now; an earlier one decides nothing."""
-    from eval_assets.reconciling import judgement
+    from eval_assets.grid.reconciling import judgement
     from resources.keys import ModelKey
 
     nothing: dict[str, Any] = {
@@ -86,8 +86,8 @@ def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
 
 def markdown(verdict: Mapping[str, Any]) -> str:
     """A stored verdict as Markdown, for a pull request."""
-    from eval_assets import comparing
-    from eval_assets.comparing import inert
+    from eval_assets.grid import comparing
+    from eval_assets.grid.comparing import inert
 
     mark = {PASSED: "✅", FAILED: "❌"}.get(_STATUS.get(verdict["status"], NOT_DECIDED), "❔")
     against = f" against `{verdict['baseline']}`" if verdict["baseline"] else ""
@@ -135,8 +135,8 @@ def junit_xml(verdict: Mapping[str, Any]) -> bytes:
 @output
 def rollback(out: Output, name: str, version: str | None) -> None:
     """Put the version before back into production."""
+    from eval_assets.commands.runs import Runs
     from eval_assets.promotion import ROLLBACK, record_move
-    from eval_assets.runs import Runs
     from resources.errors import UserError
     from resources.keys import ModelKey
 
@@ -174,8 +174,8 @@ def rollback(out: Output, name: str, version: str | None) -> None:
 @output
 def retry(out: Output, model: str, benchmarks: Sequence[str]) -> None:
     """Have the automation try again what it gave up of a model version or benchmark."""
-    from eval_assets.attempts import clear
-    from eval_assets.runs import Runs
+    from eval_assets.commands.runs import Runs
+    from eval_assets.grid.attempts import clear
     from resources.errors import UserError
 
     key, runs = model, Runs()
@@ -192,8 +192,8 @@ def retry(out: Output, model: str, benchmarks: Sequence[str]) -> None:
 @output
 def forget(out: Output, model: str) -> None:
     """Remove the partition of a version that is deleted in its registry; its results stay."""
-    from eval_assets.pushing import forget_pushed
-    from eval_assets.runs import Runs
+    from eval_assets.commands.runs import Runs
+    from eval_assets.operations.pushgateway import forget_pushed
     from resources.errors import TransientError, UserError
     from resources.keys import ModelKey
 

@@ -182,8 +182,8 @@ def _writable(store: "ResultsStore") -> Iterator[Finding]:
 
 
 def _models(settings: "Settings") -> Iterator[Finding]:
+    from eval_assets.grid.tracking import tracking
     from eval_assets.partitions import SUITE
-    from eval_assets.tracking import tracking
     from resources.registries.sources import open_registries
 
     tracked = tracking(settings.models, settings.registry, SUITE)

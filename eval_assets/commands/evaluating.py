@@ -17,7 +17,7 @@ from eval_assets.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from eval_assets.runs import Runs
+    from eval_assets.commands.runs import Runs
 
 
 @click.command()
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @output
 def register(out: Output, models: Sequence[Sequence[str]]) -> None:
     """Verify, measure and record model versions (name@version, * for any text; none: all)."""
-    from eval_assets.runs import Runs
+    from eval_assets.commands.runs import Runs
 
     patterns = [pattern for given in models for pattern in given]
     runs = Runs()
@@ -110,7 +110,7 @@ def evaluate(
     MODEL is a model's folder, a name@version of the registry, or org/name of the Hub, and needs no Dagster
     instance. Without it, --models of the registry are evaluated on the one in DAGSTER_HOME, and judged.
     """
-    from eval_assets.at_hand import limited, opened
+    from eval_assets.commands.ad_hoc import limited, opened
     from resources.errors import UserError
 
     if model is not None:
@@ -137,10 +137,10 @@ def evaluate_grid(
     from eval_assets.automation import no_versions_message
     from eval_assets.commands.bar import Bar
     from eval_assets.commands.results import fresh_catalog, leaderboard_table
+    from eval_assets.commands.runs import RunFailedError, Runs
     from eval_assets.evaluations import progress_to
     from eval_assets.leaderboard import leaderboard_cells
     from eval_assets.partitions import SUITE
-    from eval_assets.runs import RunFailedError, Runs
     from resources.errors import UserError
 
     started = time.monotonic()

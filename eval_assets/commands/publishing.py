@@ -51,7 +51,7 @@ def report(out: Output, opens: bool) -> None:
 @output
 def metrics(out: Output, host: str, port: int) -> None:
     """Serve the results' metrics to Prometheus until Ctrl-C (docs/monitoring.md)."""
-    from eval_assets.monitoring import serve_metrics
+    from eval_assets.operations.monitoring import serve_metrics
     from resources.settings import Settings
 
     def started(listening: int) -> None:

@@ -88,10 +88,10 @@ def leaderboard_table(out: Output, cells: Sequence[Mapping[str, Any]]) -> None:
 @output
 def compare(out: Output, candidate: str, baseline: str, benchmarks: Sequence[str]) -> None:
     """Compare two versions, sample by sample, on what both were evaluated on."""
-    from eval_assets.cells import Cells
-    from eval_assets.comparing import COLUMNS, compare_cells, shown
+    from eval_assets.grid.cells import Cells
+    from eval_assets.grid.comparing import COLUMNS, compare_cells, shown
+    from eval_assets.grid.tracking import tracking
     from eval_assets.partitions import SUITE
-    from eval_assets.tracking import tracking
     from resources.errors import UserError
     from resources.keys import ModelKey
     from resources.results import ResultsStore

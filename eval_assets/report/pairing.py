@@ -11,7 +11,7 @@ from eval_assets.report.items import Listed, answered, asked, flags_of, rounded
 from eval_assets.report.reading import Comparison, Evaluation
 from eval_assets.report.text import visible
 from eval_assets.statistics import UNBOUNDED
-from eval_assets.verdicts import Scores, compare
+from eval_assets.statistics.verdicts import Scores, compare
 
 Sample = Mapping[str, Any]
 BINS = 10

@@ -18,8 +18,8 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._serdes import class_from_code_pointer
 from dagster_k8s.job import USER_DEFINED_K8S_CONFIG_KEY
 
+from eval_assets.grid.tracking import tracking
 from eval_assets.partitions import SUITE
-from eval_assets.tracking import tracking
 from resources.pods.catalogue import load_catalogue
 from resources.pods.planning import Plan, Purpose
 from resources.pods.preview import job_yaml

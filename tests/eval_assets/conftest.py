@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval_assets import attempts
 from eval_assets.automation import new_model_versions
+from eval_assets.commands.runs import Runs
 from eval_assets.definitions import definitions
-from eval_assets.runs import Runs
+from eval_assets.grid import attempts
 from resources.settings import Settings
 from tests.conftest import BENCHMARKS, ROOT
 from tests.tiny import make_model

@@ -14,12 +14,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from eval_assets import attempts, promotion
+from eval_assets import promotion
 from eval_assets.automation import nightly, weekly_recheck
 from eval_assets.definitions import definitions
+from eval_assets.grid import attempts
+from eval_assets.grid.observing import Observer
+from eval_assets.grid.reconciling import Work
 from eval_assets.leaderboard import leaderboard_rows
-from eval_assets.observing import Observer
-from eval_assets.reconciling import Work
 from resources.catalog import Catalog
 from resources.keys import ModelKey
 from resources.pods.tags import TASKS_TAG

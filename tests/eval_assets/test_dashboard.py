@@ -17,13 +17,13 @@ import pytest
 import yaml
 from dagster._daemon.types import DaemonHeartbeat
 
-from eval_assets import attempts
+from eval_assets.grid import attempts
 from resources.errors import UserError
 from tests.conftest import ROOT
 from tests.deployments.test_monitoring_rules import DASHBOARD, RECORDED
 from tests.eval_assets.conftest import Automation, Project, make_worse
-from tests.eval_assets.test_attempts import run_of, say
-from tests.eval_assets.test_monitoring import CAPITALS, exporter
+from tests.eval_assets.grid.test_attempts import run_of, say
+from tests.eval_assets.operations.test_monitoring import CAPITALS, exporter
 from tests.prometheus import program
 from tests.servers import free_port, serving
 

@@ -7,10 +7,11 @@ import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from eval_assets import evaluations, evaluator
+from eval_assets import evaluations
+from eval_assets.commands.runs import RunFailedError, Runs
 from eval_assets.definitions import definitions
+from eval_assets.evaluating import evaluator
 from eval_assets.partitions import cell_key, row_tags
-from eval_assets.runs import RunFailedError, Runs
 from resources.engines.transformers_engine import TransformersEngine
 from resources.records import Sample
 from resources.settings import Settings

@@ -10,8 +10,8 @@ import pytest
 from resources.results import ResultsStore
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
+from tests.eval_assets.evaluating.test_evaluator import run
 from tests.eval_assets.fake_engine import FakeEngine
-from tests.eval_assets.test_evaluator import run
 
 PROGRAM = """
 import errno, os, sys
@@ -20,7 +20,7 @@ from resources.errors import UserError
 from resources.lease import Lease
 from resources.results import ResultsStore
 from tests.eval_assets.fake_engine import FakeEngine
-from tests.eval_assets.test_evaluator import run
+from tests.eval_assets.evaluating.test_evaluator import run
 
 root, kind = sys.argv[1:]
 ballast = Path(root, "ballast")

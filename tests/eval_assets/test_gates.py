@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from eval_assets.evaluator import Benchmark, score_of
+from eval_assets.evaluating.evaluator import Benchmark, score_of
 from eval_assets.gates import check_cell
 from eval_assets.partitions import SUITE
 from eval_assets.suite import normalize

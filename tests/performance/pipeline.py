@@ -19,7 +19,7 @@ from tests.performance.measure import Figures, peak_memory_bytes, timed
 def main() -> None:
     figures: Figures = {}
     with timed(figures, "import"):
-        from eval_assets.runs import Runs
+        from eval_assets.commands.runs import Runs
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     model, benchmarks = request["model"], request["benchmarks"]
     output: dict[str, Any] = {}

@@ -27,7 +27,7 @@ def test_environment_variables_are_read_in_one_place_only() -> None:
     # them.
     assert readers <= {
         "resources/settings.py",
-        "eval_assets/runs.py",
+        "eval_assets/commands/runs.py",
         "eval_assets/commands/doctor.py",
         "resources/engines/transformers_loading.py",
         "resources/registries/hub_client.py",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval_assets.paired import PairedTest
-from eval_assets.sequential import Looks
-from eval_assets.verdicts import ERROR, holm
+from eval_assets.statistics.paired import PairedTest
+from eval_assets.statistics.sequential import Looks
+from eval_assets.statistics.verdicts import ERROR, holm
 from resources.records import Sample
 from resources.results import Cell, ResultsStore
 from tests.simulation.__main__ import fitting_tolerance

@@ -1,4 +1,4 @@
-"""Simulated evaluations, judged at every look with the tests of eval_assets.paired, many at once."""
+"""Simulated evaluations, judged at every look with the tests of `statistics.paired`, many at once."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from eval_assets.paired import (
+from eval_assets.statistics import Floats
+from eval_assets.statistics.paired import (
     MOST_FLIPPED,
     effective_units,
     exact_p,
@@ -14,8 +15,7 @@ from eval_assets.paired import (
     score_statistics,
     scores_of,
 )
-from eval_assets.sequential import Looks
-from eval_assets.statistics import Floats
+from eval_assets.statistics.sequential import Looks
 from tests.simulation.pairs import Agreement
 
 SPAN = 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from eval_assets.runs import Runs
+from eval_assets.commands.runs import Runs
 from tests import browser as chromium
 from tests.conftest import BENCHMARKS, ROOT
 from tests.tiny import make_model

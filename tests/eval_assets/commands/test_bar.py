@@ -6,7 +6,7 @@ import pytest
 
 from eval_assets.commands.bar import Bar
 from eval_assets.commands.output import Output
-from eval_assets.progress import Progress
+from eval_assets.evaluating.progress import Progress
 from resources.results import Cell
 
 CELL = Cell("capitals", "tiny@1", "f" * 64)

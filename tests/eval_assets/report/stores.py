@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from eval_assets.statistics import mean_estimate
-from eval_assets.verdicts import Scores, compare, verdict
+from eval_assets.statistics.verdicts import Scores, compare, verdict
 from resources.catalog import Catalog
 from resources.records import MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore

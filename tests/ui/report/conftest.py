@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Request
 
+from eval_assets.commands.runs import Runs
 from eval_assets.report import build_report
-from eval_assets.runs import Runs
 from resources.results import ResultsStore
 from tests.conftest import ROOT
 from tests.tiny import make_model

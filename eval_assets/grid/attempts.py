@@ -1,0 +1,271 @@
+"""What runs say of the tasks that they are for: which are in flight, which failed, how often and why.
+
+All of it is in tags of Dagster's own runs, so there is no second book to keep in step: a run says from its
+start on what it is for, and at its end which of its tasks failed. A run that was killed says nothing more;
+that is a failure, too. Dagster copies tags to a run that is executed again: what a run says of itself counts
+only where its own `begin` stands beside it.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+import dagster as dg
+
+from eval_assets.grid.reconciling import Failures, Task, Work
+from eval_assets.partitions import SUITE, grid
+from resources.errors import BusyError, TransientError, UserError
+from resources.lease import process_exists
+from resources.pods.tags import AS_IT_IS, DATASETS_TAG, IN_FLIGHT, TAKEN_AWAY, TASKS_TAG, ending_of
+from resources.settings import Settings
+
+WORK_TAG = "eval/work"
+PRIORITY_TAG = "dagster/priority"
+FORCE_TAG = "eval/force"
+"""On a run: evaluate its cells again although they are committed."""
+PROCESS_TAG = "eval/process"
+"""``host:process:run``: who executes the run. The run's id tells it from a copy."""
+FAILED_TAG = "eval/failed"
+CLEARED_TAG = "eval/cleared"
+"""The run's id, where a person said to forget its failures."""
+INTERRUPTED_TAG = "eval/interrupted"
+"""On a run that was told to end before it was done: by which signal."""
+
+_RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
+
+Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
+
+REMEMBERED = timedelta(days=90)
+_REASON_CHARACTERS = 300
+
+_OVER = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+def tags_of(tasks: Sequence[Task]) -> dict[str, str]:
+    """The tags of a run for these tasks, all of one kind."""
+    return {
+        WORK_TAG: tasks[0].work.value,
+        TASKS_TAG: ",".join(f"{_place(task)}={task.fingerprint}" for task in tasks),
+    }
+
+
+def tasks_in(tags: Mapping[str, str]) -> list[Task]:
+    """The inverse of `tags_of`; none where the tags name no work."""
+    if tags.get(WORK_TAG) not in list(Work):
+        return []
+    tasks = []
+    for text in tags.get(TASKS_TAG, "").split(","):
+        place, _, fingerprint = text.partition("=")
+        dataset, _, model = place.partition("|")
+        tasks.append(Task(Work(tags[WORK_TAG]), model, dataset, fingerprint))
+    return tasks
+
+
+def tasks_of(run: dg.DagsterRun) -> list[Task]:
+    """What a run is for; of one that nobody tagged, the cells of its partitions, without fingerprints."""
+    selected = run.asset_selection or set()
+    if run.job_name == "evaluate_models" or dg.AssetKey("evaluation") in selected:
+        cells = [Task(Work.EVALUATE, model, dataset) for dataset, model in _cells_of_tags(run.tags)]
+        return tasks_in(run.tags) or cells
+    return tasks_in(run.tags)
+
+
+def in_flight(instance: dg.DagsterInstance) -> set[tuple[Work, str, str]]:
+    """`Task.place` of everything that is queued or running."""
+    return {
+        task.place for run in instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)) for task in tasks_of(run)
+    }
+
+
+def failures(instance: dg.DagsterInstance) -> dict[Task, Failures]:
+    """The tasks that failed in the last 90 days and how, but for what a person has cleared.
+
+    A run that was interrupted (a pod that was evicted) doesn't count; one that a person cancelled is not
+    tried again.
+    """
+    records = instance.get_run_records(
+        dg.RunsFilter(
+            statuses=_OVER,
+            tags={WORK_TAG: [work.value for work in Work]},
+            updated_after=datetime.now(UTC) - REMEMBERED,
+        ),
+        ascending=True,
+    )
+    found: dict[Task, Failures] = {}
+    for record in records:
+        run = record.dagster_run
+        if run.tags.get(CLEARED_TAG) == run.run_id:
+            continue
+        if run.tags.get("dagster/will_retry") == "true":
+            continue  # Dagster tries it again by itself: what becomes of that run counts
+        ended = record.end_time or record.update_timestamp.timestamp()
+        for failed, ending in endings(run).items():
+            if ending.how is None:
+                continue
+            before = found[failed].times if failed in found else 0
+            times = max(before, 1) if ending.how == _BUSY else before + 1
+            found[failed] = Failures(times, ended, ending.reason, permanent=ending.how == _PERMANENT)
+    return found
+
+
+_BUSY, _TRANSIENT, _PERMANENT = "busy", "transient", "permanent"
+"""Another process is at it: wait, but never give up. It may pass by itself. It is the same next time."""
+CANCELLED, INTERRUPTED, KILLED = "cancelled", "interrupted", "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a run that is over did not get a task done.
+
+    `kind` is one of a few words: busy, transient, permanent, cancelled, interrupted, killed, or a pod's
+    `Kind`. `how` it counts as a failure is one of the first three, or None where it is none.
+    """
+
+    kind: str
+    how: str | None
+    reason: str
+
+    @property
+    def is_permanent(self) -> bool:
+        return self.how == _PERMANENT
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a failure of the task: not a busy cell, a lost node or a person's cancelling."""
+        return self.how in (_TRANSIENT, _PERMANENT) and self.kind != CANCELLED
+
+
+def endings(run: dg.DagsterRun) -> dict[Task, Ending]:
+    """The tasks that a run did not get done, of one that failed or was canceled; the others were done."""
+    tasks = tasks_of(run)
+    if run.status not in _OVER:
+        return {}
+    if run.status is dg.DagsterRunStatus.CANCELED:
+        why = f"run {run.run_id[:8]} was cancelled"
+        return dict.fromkeys(tasks, Ending(CANCELLED, _PERMANENT, why))
+    if _has_begun(run):
+        if said := run.tags.get(FAILED_TAG):
+            reasons: Mapping[str, tuple[str, str]] = json.loads(said)
+            named = [(task, reasons[_place(task)]) for task in tasks if _place(task) in reasons]
+            return {task: Ending(how, how, reason) for task, (how, reason) in named}
+        if signal := run.tags.get(INTERRUPTED_TAG):
+            return dict.fromkeys(tasks, Ending(INTERRUPTED, None, signal))
+    ended = ending_of(run)
+    if ended:
+        how = _PERMANENT if ended["kind"] in AS_IT_IS else _TRANSIENT
+        counts = None if ended["kind"] in TAKEN_AWAY else how
+        return dict.fromkeys(tasks, Ending(ended["kind"], counts, f"{ended['kind']}: {ended['reason']}"))
+    why = f"run {run.run_id[:8]} ended without a word (killed?)"
+    return dict.fromkeys(tasks, Ending(KILLED, _TRANSIENT, why))
+
+
+def _place(task: Task) -> str:
+    return f"{task.dataset}|{task.model}"
+
+
+def begin(context: Context) -> None:
+    """Tag the run with the process that executes it, and take back what it may have copied from another."""
+    run = context.run
+    copied = {tag: "" for tag in (FAILED_TAG, INTERRUPTED_TAG) if run.tags.get(tag)}
+    if INTERRUPTED_TAG in copied:
+        copied[_RETRY_TAG] = "false"
+    process = f"{socket.gethostname()}:{os.getpid()}:{run.run_id}"
+    context.instance.add_run_tags(run.run_id, {PROCESS_TAG: process, **copied})
+    launched_by = (Settings.from_environment().pod or {}).get("dagster", dg.__version__)
+    if launched_by != dg.__version__:
+        context.log.warning(
+            f"a daemon with dagster {launched_by} launched this run, whose image has {dg.__version__}: "
+            "deploy webserver, daemon and runs from one image"
+        )
+
+
+def interrupted_by(what: str) -> dict[str, str]:
+    """Tags of a run that was told to end; where Dagster tries runs again, it is to try this one again."""
+    return {INTERRUPTED_TAG: what, _RETRY_TAG: "true"}
+
+
+def _has_begun(run: dg.DagsterRun) -> bool:
+    return run.tags.get(PROCESS_TAG, "").endswith(f":{run.run_id}")
+
+
+def end_orphans(instance: dg.DagsterInstance) -> None:
+    """Mark runs of this machine whose process is gone as failed.
+
+    Dagster watches pods, but no process on a laptop: such a run would show as running for ever and hold its
+    place in the queue.
+    """
+    for run in instance.get_runs(dg.RunsFilter(statuses=IN_FLIGHT)):
+        host, _, pid = run.tags.get(PROCESS_TAG, "").rpartition(":")[0].rpartition(":")
+        if _has_begun(run) and host == socket.gethostname() and not process_exists(int(pid)):
+            instance.report_run_failed(run, f"its process ({host}:{pid}) was ended")
+
+
+def announce(context: Context, tasks: Sequence[Task]) -> None:
+    """Tag the run with what it is for, where whoever requested it has not."""
+    if tasks and WORK_TAG not in context.run.tags:
+        context.instance.add_run_tags(context.run.run_id, tags_of(tasks))
+
+
+def confess(context: Context, failed: Mapping[Task, Exception]) -> None:
+    """Tag the run with the tasks of it that failed, and why; their fingerprints don't matter."""
+    said = {_place(task): (_kind(error), one_line(error)) for task, error in failed.items()}
+    context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: json.dumps(said)})
+
+
+@contextmanager
+def confessing(context: Context, task: Task) -> Iterator[None]:
+    """Turn a UserError into the failure of the run's one task, for Dagster and for `failures`."""
+    try:
+        yield
+    except UserError as error:
+        confess(context, {task: error})
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def clear(instance: dg.DagsterInstance, key: str, datasets: Iterable[str] = ()) -> int:
+    """Forget the failures of a model version (on these datasets, if any) or of a benchmark; how many runs."""
+    wanted = set(datasets)
+    count = 0
+    for run in instance.get_runs(
+        dg.RunsFilter(statuses=_OVER, tags={WORK_TAG: [work.value for work in Work]})
+    ):
+        of_key = [task for task in tasks_of(run) if key == (task.model or task.dataset)]
+        concerned = any(not wanted or task.dataset in wanted for task in of_key)
+        if concerned and run.tags.get(CLEARED_TAG) != run.run_id:
+            instance.add_run_tags(run.run_id, {CLEARED_TAG: run.run_id})
+            count += 1
+    return count
+
+
+def _kind(error: Exception) -> str:
+    """What a user has to put right, or a bug, is permanent; the rest may be weather."""
+    if isinstance(error, BusyError):
+        return _BUSY
+    return _TRANSIENT if isinstance(error, TransientError | OSError | MemoryError) else _PERMANENT
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line, cut to what a tag holds."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    line = " ".join(text.split())
+    return line if len(line) <= _REASON_CHARACTERS else line[: _REASON_CHARACTERS - 1] + "…"
+
+
+def _cells_of_tags(tags: Mapping[str, str]) -> list[tuple[str, str]]:
+    start = tags.get("dagster/asset_partition_range_start") or tags.get("dagster/partition")
+    end = tags.get("dagster/asset_partition_range_end") or start
+    if start is None or end is None:
+        return []
+    first = grid.get_partition_key_from_str(start).keys_by_dimension
+    last = grid.get_partition_key_from_str(end).keys_by_dimension
+    order = list(SUITE)
+    if first["dataset"] not in SUITE or last["dataset"] not in SUITE:
+        return []
+    between = order[order.index(first["dataset"]) : order.index(last["dataset"]) + 1]
+    meant = tags.get(DATASETS_TAG)
+    return [(key, first["model"]) for key in between if not meant or key in meant.split(",")]

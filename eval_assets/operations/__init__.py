@@ -1,0 +1,1 @@
+"""What an operator needs beside the grid: exporter, Pushgateway, messages to people, and retention."""
