@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,26 @@ def test_the_operators_rule_is_the_rules_file() -> None:
         "run deployments/monitoring/wrap_rules.py"
     )
     assert yaml.safe_load(made)["spec"] == RULES
+
+
+def test_runbooks_lead_to_where_somebody_says_the_docs_are(tmp_path: Path) -> None:
+    for name in ("rules.yaml", "rules_test.yaml", "prometheus-rule.yaml"):
+        shutil.copy(MONITORING / name, tmp_path)
+    _wrap_rules().main(tmp_path, ["--docs", "https://git.example.com/you/docs/"])
+    for name, count in (("rules.yaml", 10), ("prometheus-rule.yaml", 10)):
+        text = (tmp_path / name).read_text()
+        assert text.count("https://git.example.com/you/docs/monitoring.md#evaluation") == count
+        assert "example.org" not in text
+    assert promtool("test", "rules", tmp_path / "rules_test.yaml").returncode == 0
+    with pytest.raises(SystemExit):
+        _wrap_rules().main(tmp_path, ["--docs", "git.example.com"])
+
+
+def test_two_exporters_count_nothing_twice() -> None:
+    """While one pod takes the place of another both are scraped; a sum takes the larger of the two first."""
+    for where, expression in expressions():
+        added = re.findall(r"sum[^()]*(?:\([^()]*\))?\s*\(\s*(llm_evaluation_\w+)", expression)
+        assert added == [], where
 
 
 def _wrap_rules() -> ModuleType:
