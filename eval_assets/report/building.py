@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import duckdb
 
 from eval_assets.report import charts, naming
-from eval_assets.report.cell_page import cell_page, damaged_page
+from eval_assets.report.cell_page import cell_page
 from eval_assets.report.comparison_page import comparison_page
+from eval_assets.report.damaged_page import damaged_cell_page, damaged_list
 from eval_assets.report.index_page import index_page, leaderboard_table
 from eval_assets.report.model_page import model_page
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_results
@@ -110,11 +111,11 @@ def site(results: Results, connection: duckdb.DuckDBPyConnection, limits: Limits
     for cell in sorted(results.current.values(), key=_newest_first, reverse=True):
         pages.append(cell_page(results, cell, cursor, room.take(cell.samples), limits.characters, ui))
     pages += [
-        damaged_page(results, dataset, model)
-        for dataset, model in results.damaged
+        damaged_cell_page(results, dataset, model)
+        for dataset, model in results.damaged_cells
         if (dataset, model) not in results.current
     ]
-    return pages
+    return [*pages, damaged_list(results)] if results.damaged else pages
 
 
 def _newest_first(cell: Evaluation) -> tuple[str, str, str]:

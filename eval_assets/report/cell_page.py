@@ -78,8 +78,10 @@ def cell_page(results: Results, cell: Evaluation, cursor: Cursor, samples: int, 
         if one.dataset == cell.dataset and one.evaluation_id != cell.evaluation_id
     ]  # fmt: skip
     asked = min(samples, cell.samples)
+    damaged = [one for one in results.damaged_of.get(cell.model, ()) if one.dataset == cell.dataset]
     inputs = [
         cell.identity,
+        list(map(plain, damaged)),
         plain(against),
         earlier,
         asked,
@@ -119,25 +121,8 @@ def cell_page(results: Results, cell: Evaluation, cursor: Cursor, samples: int, 
                 shown=len(rows),
                 data=naming.link(path, data) if data else "",
                 deleted=cell.model in results.deleted,
+                damaged=damaged,
             ),
         )
 
     return Page(path, inputs, files)
-
-
-def damaged_page(results: Results, dataset: str, model: str) -> Page:
-    """The page of a cell whose only evaluation can't be read: which file, and why."""
-    path, damage = naming.cell_page(dataset, model), results.damaged[dataset, model]
-
-    def files() -> Iterator[tuple[str, bytes]]:
-        yield (
-            path,
-            render(
-                "damaged.html.j2",
-                path,
-                damage=damage,
-                model_page=naming.link(path, naming.model_page(model)),
-            ),
-        )
-
-    return Page(path, plain(damage), files)

@@ -21,7 +21,7 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
     readable = baseline is not None and candidate is not None
     cells = {
         model: (comparison.dataset, model) in results.current
-        or (comparison.dataset, model) in results.damaged
+        or (comparison.dataset, model) in results.damaged_cells
         for model in (comparison.baseline, comparison.model)
     }
     known = {model: model in results.models for model in cells}

@@ -28,6 +28,8 @@ class Shown:
     shade: int = 0
     imported: bool = False
     why: str = ""
+    damaged: int = 0
+    """Evaluations of the cell that can't be read; the one that is shown may not be the latest then."""
     baseline: int | None = None
     """The row of the version that the verdict is against, where it is in the table."""
     against: str = ""
@@ -150,9 +152,10 @@ def _column(results: Results, dataset: str) -> tuple[Column, dict[str, Shown]]:
             "scored", page, one.value, one.ci_low, one.ci_high, one.samples, rank[model], shade[model],
             one.of_record("origin") is not None, **shown,
         )  # fmt: skip
-    for (name, model), damage in results.damaged.items():
-        if name == dataset and model not in found:
-            found[model] = Shown("damaged", naming.cell_page(dataset, model), why=damage.reason)
+    for (name, model), damages in results.damaged_cells.items():
+        if name == dataset:
+            lacking = Shown("damaged", naming.cell_page(dataset, model), why=damages[0].reason)
+            found[model] = replace(found.get(model, lacking), damaged=len(damages))
     return Column(dataset, "" if newest is None else newest.primary_metric, higher), found
 
 
@@ -173,10 +176,13 @@ def index_page(results: Results, table: Table) -> Page:
                 latest=latest,
                 evaluations=len(results.evaluations),
                 samples=samples,
+                damaged=len(results.damaged),
+                damaged_page=naming.link(naming.INDEX, naming.DAMAGED),
             ),
         )
 
-    return Page(naming.INDEX, [_facts(table), str(latest), len(results.evaluations), samples], files)
+    counts = [len(results.evaluations), samples, len(results.damaged)]
+    return Page(naming.INDEX, [_facts(table), str(latest), *counts], files)
 
 
 def _facts(table: Table) -> list[Any]:

@@ -85,8 +85,10 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
     rows = {one.model: one for one in table.rows}
     evaluations = results.by_model[model]
     verdict = results.verdicts.get(model)
+    damaged = results.damaged_of.get(model, ())
     inputs = [
         _facts(row),
+        list(map(plain, damaged)),
         [[plain(line.column), plain(line.against)] for line in lines],
         [_facts_beside(rows[one]) for one in beside],
         [one.identity for one in evaluations],
@@ -133,6 +135,7 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
                 packages=sorted(((latest.of_record("packages") if latest else None) or {}).items()),
                 ui=ui,
                 known=set(rows),
+                damaged=damaged,
             ),
         )
 
@@ -141,7 +144,7 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
 
 _SHOWN = attrgetter(
     "state", "page", "value", "low", "high", "n", "rank", "why", "against", "verdict", "difference",
-    "difference_low", "difference_high",
+    "difference_low", "difference_high", "damaged",
 )  # fmt: skip
 _SHOWN_BESIDE = attrgetter("state", "page", "value", "low", "high", "n")
 

@@ -6,6 +6,8 @@ import re
 from urllib.parse import quote
 
 INDEX = "index.html"
+DAMAGED = "damaged/files.html"
+"""The list of what can't be read."""
 _PLAIN = re.compile(r"[a-z0-9_@][a-z0-9_@.-]{0,99}")
 
 

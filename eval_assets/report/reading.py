@@ -39,6 +39,16 @@ _VERDICT = (
 )
 
 
+_KINDS = {
+    "evaluations": "evaluation",
+    "comparisons": "comparison",
+    "verdicts": "verdict",
+    "models": "model record",
+    "benchmarks": "benchmark record",
+}
+"""What lies in each of the store's folders."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One completed computation of a cell, as the view `evaluations` has it."""
@@ -154,13 +164,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """An evaluation that was committed and can't be read."""
+    """A file of the store that can't be read; names are those that its path has."""
 
     evaluation_id: str | None
-    dataset: str
-    model: str
+    dataset: str | None
+    model: str | None
     path: str
     reason: str
+
+    @property
+    def what(self) -> str:
+        """What the file is, or belongs to."""
+        kind = self.path.split("/", 1)[0]
+        return _KINDS.get(kind, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +196,8 @@ class Metric:
 class Results:
     """All that the pages are made of but samples and metrics, which are read for one page at a time.
 
-    `current` has each cell's current evaluation by (dataset, model). `production` are versions in production.
+    `current` has each cell's current evaluation by (dataset, model), of those that can be read; `damaged` is
+    what can't be. `production` are versions in production.
     """
 
     evaluations: Sequence[Evaluation]
@@ -188,13 +205,13 @@ class Results:
     comparisons: Mapping[tuple[str, str], Comparison]
     verdicts: Mapping[str, Verdict]
     deleted: frozenset[str]
-    damaged: Mapping[tuple[str, str], Damage]
+    damaged: Sequence[Damage]
     production: frozenset[str]
 
     @cached_property
     def datasets(self) -> list[str]:
         """Every benchmark with an evaluation, also one that can't be read."""
-        return sorted({dataset for dataset, _ in [*self.current, *self.damaged]})
+        return sorted({dataset for dataset, _ in [*self.current, *self.damaged_cells]})
 
     @cached_property
     def models(self) -> list[str]:
@@ -203,7 +220,7 @@ class Results:
         for one in self.evaluations:
             at = "" if one.finished_at is None else one.finished_at.isoformat()
             first[one.model] = min(first.get(one.model, at), at)
-        models = {model for _, model in [*self.current, *self.damaged]}
+        models = {model for _, model in [*self.current, *self.damaged_cells]}
         ordered = sorted(models, key=lambda model: (first.get(model, ""), model), reverse=True)
         return sorted(ordered, key=lambda model: model.rpartition("@")[0])
 
@@ -214,6 +231,23 @@ class Results:
         for one in reversed(self.evaluations):
             found[one.model].append(one)
         return found
+
+    @cached_property
+    def damaged_cells(self) -> Mapping[tuple[str, str], Sequence[Damage]]:
+        """Evaluations that were committed and can't be read, by (dataset, model)."""
+        found = defaultdict(list)
+        for one in self.damaged:
+            if one.evaluation_id and one.dataset and one.model:
+                found[one.dataset, one.model].append(one)
+        return dict(found)
+
+    @cached_property
+    def damaged_of(self) -> Mapping[str, Sequence[Damage]]:
+        """Everything of each version that can't be read."""
+        found = defaultdict(list)
+        for one in self.damaged:
+            found[one.model or ""].append(one)
+        return dict(found)
 
     @cached_property
     def by_id(self) -> Mapping[tuple[str, str, str], Evaluation]:
@@ -234,7 +268,7 @@ class Results:
 
 
 def read_results(connection: duckdb.DuckDBPyConnection, production: frozenset[str]) -> Results:
-    """Read the catalogue; one that knows of no damage has none. Times are in UTC, wherever it is read."""
+    """Read the catalogue. Times are in UTC, wherever it is read."""
     connection.execute("SET TimeZone = 'UTC'")
 
     def rows(table: str, columns: Sequence[str], order: str) -> list[tuple[Any, ...]]:
@@ -249,32 +283,16 @@ def read_results(connection: duckdb.DuckDBPyConnection, production: frozenset[st
     comparisons = [Comparison(*row) for row in rows("comparisons", _COMPARISON, "dataset, model")]
     verdicts = [Verdict(*row) for row in rows("verdicts", _VERDICT, "model")]
     current = {(dataset, model): by_id[dataset, model, name] for dataset, model, name in cells}
-    damaged: dict[tuple[str, str], Damage] = {}
-    if _has(connection, "damaged"):
-        found = rows(
-            "(FROM damaged WHERE evaluation_id IS NOT NULL)",  # else it is another file than an evaluation's
-            ("evaluation_id", "dataset", "model", "path", "reason"),
-            "dataset, model, path",
-        )
-        for damage in (Damage(*row) for row in found):
-            if damage.dataset and damage.model:  # others are files that no cell is made of
-                damaged.setdefault((damage.dataset, damage.model), damage)
+    damaged = rows("damaged", ("evaluation_id", "dataset", "model", "path", "reason"), "path")
     return Results(
         evaluations,
         current,
         {(one.dataset, one.model): one for one in comparisons},
         {one.model: one for one in verdicts},
         frozenset(model for (model,) in rows("deleted_models", ("model",), "model")),
-        damaged,
+        [Damage(*row) for row in damaged],
         production,
     )
-
-
-def _has(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
-    found = connection.execute(
-        "SELECT count(*) FROM information_schema.tables WHERE table_name = $table", {"table": table}
-    ).fetchone()
-    return found is not None and found[0] > 0
 
 
 def read_metrics(connection: duckdb.DuckDBPyConnection, cell: Evaluation) -> list[Metric]:

@@ -22,7 +22,7 @@ from resources.errors import UserError
 from resources.storage import Storage
 
 MANIFEST = "manifest.json"
-FOLDERS = ("assets", "cells", "comparisons", "models")
+FOLDERS = ("assets", "cells", "comparisons", "damaged", "models")
 """What the report may remove files from; the folder's other contents are somebody else's."""
 _WRITERS = 16
 _AHEAD = 64

@@ -2,12 +2,12 @@
 
 import errno
 import hashlib
+import html
 import json
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -326,44 +326,74 @@ def test_texts_that_retention_removed_are_removed_from_the_report_too(usual: Res
     assert broken_links(usual) == []
 
 
-@contextmanager
-def damaged_table(store: ResultsStore, *rows: tuple[str, ...]) -> Iterator[None]:
-    import duckdb
-
-    with duckdb.connect(f"{store.root}/catalog.duckdb") as connection:
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS damaged "
-            "(evaluation_id VARCHAR, dataset VARCHAR, model VARCHAR, path VARCHAR, reason VARCHAR)"
-        )
-        for row in rows:
-            connection.execute("INSERT INTO damaged VALUES (?, ?, ?, ?, ?)", row)
-    yield
+def damage(store: ResultsStore, pattern: str) -> dict[Path, bytes]:
+    """Cut off the files that the pattern finds, and see what a refresh makes of them; what they were."""
+    found = {path: path.read_bytes() for path in Path(store.root).glob(pattern)}
+    assert found, pattern
+    for path, content in found.items():
+        path.write_bytes(content[: len(content) // 2])
+    Catalog(store).refresh()
+    return found
 
 
-def test_a_cell_whose_files_are_damaged_is_shown_as_missing_with_the_reason(usual: ResultsStore) -> None:
+def text_of(store: ResultsStore, page: str) -> str:
+    return html.unescape((site_of(store) / page).read_text())
+
+
+def test_a_cell_that_cannot_be_read_is_shown_as_missing_and_costs_no_other_page(usual: ResultsStore) -> None:
     """An evaluation that silently isn't there reads as never made."""
-    row = ("abc-1", "capitals", "tiny@3", "evaluations/capitals/tiny@3/abc-1/samples.parquet", "cut off <b>")
-    with damaged_table(usual, row):
-        build_report(usual)
-    index = (site_of(usual) / "index.html").read_text()
-    assert 'href="cells/capitals/tiny%403.html">missing' in index or 'tiny@3.html">missing' in index
-    page = (site_of(usual) / "cells/capitals/tiny@3.html").read_text()
-    assert "cut off &lt;b&gt;" in page
-    assert "abc-1/samples.parquet" in page
-    assert broken_links(usual) == []
-
-
-def test_a_truncated_file_is_shown_as_missing_and_costs_no_other_page(usual: ResultsStore) -> None:
-    [folder] = Path(usual.root, "evaluations", "written", "tiny@3").iterdir()
-    samples = folder / "samples.parquet"
-    samples.write_bytes(samples.read_bytes()[:-100])
-    Path(usual.root, "comparisons", "written", "tiny@2.json").write_text("{")
-    Path(usual.root, "catalog.duckdb").unlink()
-    Catalog(usual).refresh()
+    damage(usual, "evaluations/written/tiny@3/*/samples.parquet")
     build_report(usual)
-    page = (site_of(usual) / "cells/written/tiny@3.html").read_text()
-    assert "can't be read" in page.replace("&#39;", "'")
-    assert "samples.parquet" in page
-    assert "missing<small" in (site_of(usual) / "index.html").read_text()
+    page = text_of(usual, "cells/written/tiny@3.html")
+    assert "can't be read as Parquet" in page
+    assert "/samples.parquet" in page
+    assert "missing<small" in text_of(usual, "index.html")
     assert (site_of(usual) / "cells/written/tiny@2.html").is_file()
     assert broken_links(usual) == []
+
+
+def test_a_later_evaluation_that_cannot_be_read_is_told_above_the_earlier_one(usual: ResultsStore) -> None:
+    """The earlier score would otherwise pass for the latest one on every page."""
+    build_report(usual)
+    samples = [choice_sample(i, True) for i in range(20)]
+    later = commit(usual, "capitals", "tiny@1", samples, fingerprint="a" * 64, day=9)
+    damage(usual, f"evaluations/capitals/tiny@1/{later['evaluation_id']}/metrics.parquet")
+    build_report(usual)
+    index = text_of(usual, "index.html")
+    assert "1 file of the results store can't be read" in index
+    assert re.search(r'href="cells/capitals/tiny@1.html"><b>0\.\d+</b>.*?<small>1 unreadable</small>', index)
+    for page in ("cells/capitals/tiny@1.html", "models/tiny@1.html", "damaged/files.html"):
+        assert f"{later['evaluation_id']}/metrics.parquet" in text_of(usual, page)
+    assert "this may not be its latest evaluation" in text_of(usual, "cells/capitals/tiny@1.html")
+    for page in ("cells/capitals/tiny@2.html", "models/tiny@2.html"):
+        assert "can't be read" not in text_of(usual, page)
+    assert broken_links(usual) == []
+
+
+def test_comparisons_verdicts_and_model_records_that_cannot_be_read_are_told_until_they_can(
+    usual: ResultsStore,
+) -> None:
+    """A verdict that can't be read must not read as a version that nobody has judged."""
+    usual.save_model_version("tiny@2", {"model": "tiny@2", "digest": "digest of tiny@2"})
+    Catalog(usual).refresh()
+    build_report(usual)
+    before = contents(usual)
+    files: dict[Path, bytes] = {}
+    for pattern in ("comparisons/written/tiny@2.json", "verdicts/tiny@2/latest.json", "models/tiny@2.json"):
+        files |= damage(usual, pattern)
+    build_report(usual)
+    assert "3 files of the results store can't be read" in text_of(usual, "index.html")
+    found = {
+        page: [path.name for path in files if f"/{path.name}</code>" in text_of(usual, page)]
+        for page in ("damaged/files.html", "models/tiny@2.html", "cells/written/tiny@2.html")
+    }
+    assert sorted(found["damaged/files.html"]) == ["latest.json", "tiny@2.json", "tiny@2.json"]
+    assert found["models/tiny@2.html"] == found["damaged/files.html"]
+    assert "comparisons/written/tiny@2.json" in text_of(usual, "cells/written/tiny@2.html")
+    assert "verdicts/" not in text_of(usual, "cells/written/tiny@2.html")
+    assert broken_links(usual) == []
+    for path, content in files.items():
+        path.write_bytes(content)
+    Catalog(usual).refresh()
+    build_report(usual)
+    assert contents(usual) == before

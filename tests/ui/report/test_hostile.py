@@ -77,7 +77,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
     judged(store, "hostile@1", "plain@1", "undecided", texts[0])
     Catalog(store).refresh()
     rename(store, {"hostile@1": NAME, "chosen": DATASET})
+    for dataset in ("written", "lost"):  # one has an evaluation that can be read, the other has none
+        damaged(store, "an id", dataset, NAME, f"evaluations/{dataset}/{texts[0]}", texts[1])
+    damaged(store, None, None, texts[2], f"verdicts/{texts[3]}", texts[4])
     return reported(store)
+
+
+def damaged(store: ResultsStore, *row: str | None) -> None:
+    """Say in the catalogue that a file can't be read."""
+    with duckdb.connect(f"{store.root}/catalog.duckdb") as connection:
+        connection.execute("INSERT INTO damaged VALUES (?, ?, ?, ?, ?)", row)
 
 
 def rename(store: ResultsStore, names: Mapping[str, str]) -> None:
@@ -121,7 +130,7 @@ def test_no_text_does_anything_on_any_page(hostile: Report, opened: Open) -> Non
         open_items(page)
         kinds.add(page.locator("body").get_attribute("class"))
         untouched(page, before)
-    assert kinds == {"index", "model", "cell", "comparison"}
+    assert kinds == {"index", "model", "cell", "comparison", "damaged", "damaged cell"}
 
 
 def test_every_character_is_shown_those_that_would_mislead_by_a_sign(hostile: Report, opened: Open) -> None:
