@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from resources.appearing import appearing
 from resources.errors import TransientError, UserError
 
 _read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
@@ -90,17 +90,8 @@ class Storage:
                 options = {option: content_type} if option and content_type else {}
                 self.filesystem.pipe_file(full, content, **options)
                 return
-            target = Path(full)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with appearing(Path(full)) as file:
+                file.write(content)
 
     def put_new(self, path: str, content: bytes) -> None:
         """Put a file where none may be yet; an object store decides between two who do so at once.

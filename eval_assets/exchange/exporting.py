@@ -6,29 +6,28 @@ values that it came with.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from eval_assets.exchange.files import sanitized
 from eval_assets.exchange.names import TASKS, TaskNames
 from eval_assets.exchange.results_file import (
     ResultsContent,
     add_results,
     naive_utc,
     results_file,
-    sanitized,
     task_name,
 )
+from eval_assets.exchange.tables import matching
 from eval_assets.exchange.writing import hash_of, sample_lines
 from eval_assets.suite.spec import BenchmarkSpec
+from resources.appearing import appearing
 from resources.catalog import Catalog
 from resources.errors import UserError
 from resources.keys import ModelKey
@@ -55,7 +54,7 @@ def export_harness(
 ) -> Exported:
     """Write the current evaluation of each cell that matches, a results file a model version.
 
-    Patterns: ``*`` stands for any text. `samples` writes every item, too. The same evaluations make the
+    Patterns are those of `matching`. `samples` writes every item, too. The same evaluations make the
     same files. Raises UserError where nothing matches or the folder can't be written.
     """
     catalog = Catalog(store)
@@ -63,11 +62,13 @@ def export_harness(
     chosen: dict[str, list[dict[str, Any]]] = {}
     with catalog.connect() as connection:
         rows = connection.execute(
-            "SELECT model, dataset, record FROM current_evaluations ORDER BY model, dataset"
+            "SELECT model, record FROM current_evaluations "
+            f"WHERE {matching('model', models)} AND {matching('dataset', benchmarks)} "
+            "ORDER BY model, dataset",
+            [*models, *benchmarks],
         ).fetchall()
-    for model, dataset, record in rows:
-        if _matches(model, models) and _matches(dataset, benchmarks):
-            chosen.setdefault(model, []).append(json.loads(record))
+    for model, record in rows:
+        chosen.setdefault(model, []).append(json.loads(record))
     if not chosen:
         raise UserError(
             f"no evaluation of {', '.join(models)} on {', '.join(benchmarks)} in {store.root}; "
@@ -95,11 +96,11 @@ def _export_model(
     place = folder / sanitized(str(model))
     files: list[Path] = []
     times: set[datetime] = set()
-    usable = [record for record in records if record["score"] is not None]
+    usable = [record for record in records if record["score"] is not None and record["status"] == "valid"]
     left_out += [
         f"{model} on {record['dataset']}: left out: it has no valid score"
         for record in records
-        if record["score"] is None
+        if record not in usable
     ]
     for together in _files(store, suite, usable):
         time = max(naive_utc(record["finished_at"]) for record, _, _ in together)
@@ -113,7 +114,10 @@ def _export_model(
             for task, lines in _sample_files(store, record, spec, names, left_out) if with_samples else ():
                 hashes = [line["doc_hash"] + line["prompt_hash"] + line["target_hash"] for line in lines]
                 made.hashes[task] = hash_of("".join(hashes))
-                path = place / f"samples_{task}_{ending}.jsonl"
+                path = place / f"samples_{sanitized(task)}_{ending}.jsonl"
+                if path in files:
+                    left_out.append(f"{model}: without samples of {task}: another task's file has that name")
+                    continue
                 _put(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                 files.append(path)
         path = place / f"results_{ending}.json"
@@ -166,6 +170,7 @@ def _sample_files(
     samples = store.samples(record)
     if not samples:
         left_out.append(f"{where}: without samples: it was imported without them")
+        return
     for task, task_names, members in _tasks(record, names, samples):
         yield task, list(sample_lines(members, spec, task_names, record["task"]))
 
@@ -173,11 +178,11 @@ def _sample_files(
 def _names(record: Mapping[str, Any], spec: BenchmarkSpec | None) -> list[TaskNames]:
     """The harness's tasks for a benchmark; none where it has none, or the few-shot examples are others."""
     if record.get("imported"):
-        tasks = [*record["imported"]["tasks"], record["imported"]["group"]]
+        tasks = record["imported"]["tasks"]
         return [
-            n
-            for n in TASKS
-            if n.benchmark == record["dataset"] and (n.task in tasks or (n.prefix and tasks[-1]))
+            names
+            for names in TASKS
+            if names.benchmark == record["dataset"] and (names.prefix or names.task in tasks)
         ]
     shots = spec.fewshot.count if spec is not None else None
     return [names for names in TASKS if names.benchmark == record["dataset"] and names.shots == shots]
@@ -215,20 +220,7 @@ def _spec(
     return suite.get(record["dataset"])
 
 
-def _matches(key: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
 def _put(path: Path, parts: Iterable[str]) -> None:
-    """A text file that appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path) as file:
+        for part in parts:
+            file.write(part.encode("utf-8", "replace"))

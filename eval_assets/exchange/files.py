@@ -5,7 +5,6 @@ run, ``samples_<task>_<time>.jsonl``; with an output path that ends in .json ``<
 """
 
 import json
-import math
 import re
 import stat
 from collections.abc import Iterator
@@ -71,6 +70,11 @@ def read(path: Path) -> ResultsFile:
     return ResultsFile(path, content, found)
 
 
+def sanitized(name: str) -> str:
+    """A model's or task's name as one of a folder or file, as lm_eval.utils.sanitize_model_name."""
+    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
+
+
 def time_in_name(path: Path) -> str | None:
     """When the run ended, as the file's name says, in ISO 8601."""
     found = _TIME.search(path.name)
@@ -127,31 +131,3 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
     except OSError as error:
         raise UserError(f"{path.name} can't be read: {error.strerror}") from None
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else; a bool counts as 0 or 1."""
-    if isinstance(value, (bool, int, float)):
-        try:
-            found = float(value)
-        except OverflowError:
-            return None
-        return found if math.isfinite(found) else None
-    return None
-
-
-def whole(value: Any, largest: int = 2**53) -> int | None:
-    """A whole number from 0 on, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value <= largest else None
-
-
-def text_number(value: Any) -> float | None:
-    """A finite number, also one that is written as text (as the harness writes log-likelihoods)."""
-    if isinstance(value, str) and len(value) < 64:
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    return number(value)

@@ -5,9 +5,10 @@ Source of the names: lm_eval 0.4.13, the YAML files of lm_eval/tasks. What is in
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from eval_assets.exchange.untrusted import section
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.errors import UserError
 from resources.keys import ModelKey, check_dataset_key
@@ -84,7 +85,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Destination:
     """The evaluation here that some tasks of a results file make up.
 
     `total` is the entry of the results that has the value of the whole, None where that is the only part's.
@@ -93,23 +94,22 @@ class Target:
     dataset: str
     parts: tuple[Part, ...]
     total: str | None = None
-    names: TaskNames | None = None
     spec: BenchmarkSpec | None = field(default=None, compare=False)
 
     def metric(self, label: str, part: Part | None = None) -> tuple[str, float]:
         """The name here and the factor to our unit of a ``metric,filter`` of the harness."""
-        names = part.names if part is not None and part.names is not None else self.names
+        names = (part or self.parts[0]).names
         if names is not None and label in names.metrics:
             return names.metrics[label]
         name, _, filter_name = label.partition(",")
         return (name if filter_name in ("", NO_FILTER) else label), 1.0
 
 
-def targets_of(
+def destinations_of(
     tasks: Mapping[str, int | None],
     groups: Mapping[str, tuple[str, ...]],
     suite: Mapping[str, BenchmarkSpec],
-) -> list[Target]:
+) -> list[Destination]:
     """The evaluations that the tasks of one results file make up.
 
     `tasks` has the number of solved examples of each task, None where the file doesn't say; `groups` the
@@ -117,14 +117,9 @@ def targets_of(
     groups; of nested groups the outermost counts. A task that no benchmark here asks in the same way gets
     the key of its own name, and ``_5shot`` after it where it had five solved examples.
 
-    Raises UserError for a name that makes no key.
+    Raises UserError for a name that makes no key (`check_task_name`).
     """
-    for name in (*tasks, *groups):
-        if not is_name(name):
-            raise UserError(
-                f"task {name[:80]!r}: a name has letters, digits and . _ - : / + @ and blanks only"
-            )
-    found: list[Target] = []
+    found: list[Destination] = []
     left = dict(tasks)
     for group in _outermost(groups):
         members = [name for name in groups[group] if name in left]
@@ -135,10 +130,9 @@ def targets_of(
     for old, prefix in _OLD_PREFIXES.items():
         members = [name for name in left if name.startswith(old)]
         if members:
-            shots = left[members[0]]
-            target = _of_group(prefix.rstrip("_"), members, shots, suite, old)
-            if target.names is not None:
-                found.append(Target(target.dataset, target.parts, None, target.names, target.spec))
+            destination = _of_group(prefix.rstrip("_"), members, left[members[0]], suite, old)
+            if destination.spec is not None:  # otherwise some of them only, which have no value as a group
+                found.append(replace(destination, total=None))
                 for name in members:
                     del left[name]
     together: dict[str, list[Part]] = {}
@@ -151,15 +145,30 @@ def targets_of(
         ):  # one of the user's own that was exported from here
             together.setdefault(name, []).append(Part(name))
         else:
-            together.setdefault(generic_key(name, shots), []).append(Part(name))
+            together.setdefault(_generic_key(name, shots, suite), []).append(Part(name))
     for key, parts in together.items():
-        found.append(Target(key, tuple(parts), None, parts[0].names, suite.get(key)))
+        found.append(Destination(key, tuple(parts), None, suite.get(key)))
     return found
 
 
 def is_name(text: str) -> bool:
-    """Whether a task's or metric's name can stand in a table as it is: it is shown in many places."""
-    return re.fullmatch(r"[A-Za-z0-9_.,:/+@ -]{1,200}", text) is not None
+    """Whether a task's name can stand in a table and in a path as it is: it is shown in many places."""
+    return re.fullmatch(r"[A-Za-z0-9_.,:/+@ -]{1,160}", text) is not None and ".." not in text
+
+
+def is_label(text: str) -> bool:
+    """Whether the name of a metric or of a group of items can be shown: one line, no markup."""
+    return 0 < len(text) <= 200 and text.isprintable() and not set("<>|[]`") & set(text)
+
+
+def check_task_name(name: str) -> None:
+    """Raise UserError for a name of a task or group that makes no key."""
+    if not is_name(name):
+        raise UserError(
+            f"task {name[:80]!r}: a name has letters, digits and . _ - : / + @ and blanks only, no '..', and "
+            "at most 160 of them"
+        )
+    check_dataset_key(_key_of(name), f"task {name[:80]!r}")
 
 
 def names_of(dataset: str, task: str, shots: int | None) -> TaskNames | None:
@@ -177,21 +186,21 @@ def _of_group(
     shots: int | None,
     suite: Mapping[str, BenchmarkSpec],
     prefix: str | None = None,
-) -> Target:
+) -> Destination:
+    partial = False
     for names in TASKS:
-        if not names.prefix or (names.task, names.shots) != (group, shots) or names.benchmark not in suite:
+        if not names.prefix or names.task != group or names.benchmark not in suite:
             continue
         spec = suite[names.benchmark]
         before = names.prefix if prefix is None else prefix
         expected = {f"{before}{config}": str(config) for config in spec.source.configs}
-        if set(members) == set(expected):
+        partial = set(members) != set(expected)
+        if not partial and names.shots == (shots or 0):
             parts = tuple(Part(task, expected[task], names) for task in expected)
-            return Target(names.benchmark, parts, group, names, spec)
+            return Destination(names.benchmark, parts, group, spec)
     parts = tuple(Part(task, task) for task in members)
-    key = generic_key(group, shots)
-    if any(names.benchmark == key for names in TASKS):  # some of its tasks only are no such evaluation
-        key = f"{key}_{len(members)}tasks"
-    return Target(key, parts, group)
+    key = _generic_key(group, shots, suite)
+    return Destination(f"{key}_{len(members)}tasks" if partial else key, parts, group)
 
 
 def _outermost(groups: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -203,14 +212,23 @@ def _outermost(groups: Mapping[str, tuple[str, ...]]) -> list[str]:
     return chosen
 
 
-def generic_key(task: str, shots: int | None) -> str:
-    """The dataset key of a task that no benchmark here stands for; UserError for a name that makes none."""
-    key = re.sub(r"[^a-z0-9_.-]+", "_", task.lower()).strip("_.-")
-    return check_dataset_key(f"{key}_{shots}shot" if shots else key, f"task {task[:80]!r}")
+def _generic_key(task: str, shots: int | None, suite: Mapping[str, BenchmarkSpec]) -> str:
+    """The dataset key of a task that no benchmark here stands for; none of a benchmark here."""
+    key = _key_of(task)
+    if shots:
+        return f"{key}_{shots}shot"
+    taken = key in suite or any(key == names.benchmark for names in TASKS)
+    return f"{key}_0shot" if taken else key
+
+
+def _key_of(task: str) -> str:
+    return re.sub(r"[^a-z0-9_.-]+", "_", task.lower()).strip("_.-")
 
 
 _NAME_ARGUMENTS = ("peft", "delta", "pretrained", "model", "path", "engine")
 """Where the harness looks for a model's name, in its order (GeneralConfigTracker._get_model_name)."""
+_COMMITS = {"peft": "peft_sha", "delta": "delta_sha"}
+"""Where the harness writes the commit of what gave the name (HFLM.get_model_info); otherwise model_sha."""
 
 
 def model_key_of(results: Mapping[str, Any], given: Mapping[str, str]) -> ModelKey:
@@ -220,21 +238,16 @@ def model_key_of(results: Mapping[str, Any], given: Mapping[str, str]) -> ModelK
     and the revision was a branch's head. A local folder has its last two names, as in a folder registry.
     Raises UserError where there is no name, or none that makes a key.
     """
-    own = results.get(OWN)
-    if "*" not in given and isinstance(own, dict) and isinstance(own.get("model"), str):
-        return ModelKey.parse(given.get(own["model"], own["model"]))
-    config = results.get("config")
-    config = config if isinstance(config, dict) else {}
-    arguments = _arguments(config.get("model_args"))
-    name = next((str(arguments[key]) for key in _NAME_ARGUMENTS if arguments.get(key)), None)
-    if name is None:
-        name = results.get("model_name") if isinstance(results.get("model_name"), str) else None
-    if "*" in given:
-        return ModelKey.parse(given["*"])
+    name = model_name_of(results)
+    told = given.get(name or "", given.get("*"))
+    if told is not None:
+        return ModelKey.parse(told)
     if not name:
         raise UserError("it doesn't say which model it is about; name it: --model name@version")
-    if name in given:
-        return ModelKey.parse(given[name])
+    if _own_name(results) is not None:
+        return ModelKey.parse(name)
+    config = section(results, "config")
+    arguments = _arguments(config.get("model_args"))
     revision = arguments.get("revision") or config.get("model_revision")
     version = str(revision) if revision else "main"
     if re.match(r"[/~.]|[A-Za-z]:\\", name):
@@ -245,9 +258,26 @@ def model_key_of(results: Mapping[str, Any], given: Mapping[str, str]) -> ModelK
             version = names.pop() if len(names) > 1 else "local"
         name = names[-1] if names else ""
     elif version in ("main", "master"):
-        sha = str(config.get("model_sha") or "")
+        named_by = next((key for key in _NAME_ARGUMENTS if arguments.get(key)), "")
+        sha = str(config.get(_COMMITS.get(named_by, "model_sha")) or "")
         version = sha[:12] if re.fullmatch(r"[0-9a-f]{12,64}", sha) else version
     return ModelKey.parse(f"{_legal(name, '/')}@{_legal(version)}")
+
+
+def model_name_of(results: Mapping[str, Any]) -> str | None:
+    """The model's name as the file has it: what people name in ``--model THEIR_NAME=name@version``."""
+    own = _own_name(results)
+    if own is not None:
+        return own
+    arguments = _arguments(section(results, "config").get("model_args"))
+    named = next((str(arguments[key]) for key in _NAME_ARGUMENTS if arguments.get(key)), None)
+    told = results.get("model_name")
+    return named or (told if isinstance(told, str) else None)
+
+
+def _own_name(results: Mapping[str, Any]) -> str | None:
+    name = section(results, OWN).get("model")
+    return name if isinstance(name, str) else None
 
 
 def _legal(text: str, also: str = "") -> str:

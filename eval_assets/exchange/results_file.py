@@ -1,13 +1,14 @@
 """A results file of lm_eval put together from evaluations: each field as its own code writes it."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from eval_assets.exchange.files import sanitized
 from eval_assets.exchange.names import OWN, TaskNames
+from eval_assets.exchange.own import OwnEvaluation
 from eval_assets.exchange.writing import label_of
 from eval_assets.metrics import METRICS
 from eval_assets.suite.spec import BenchmarkSpec
@@ -73,14 +74,14 @@ def add_results(
     else:
         _add_task(made, task_name(record), record, spec, whole, None, whole=True)
         tasks[task_name(record)] = None
-    made.own[dataset] = {
-        "metrics": [row.as_row() for row in rows],
-        "primary_metric": record["primary_metric"],
-        "higher_is_better": record["higher_is_better"],
-        "items_available": record["items_available"],
-        "tasks": tasks,
-        "total": total,
-    }
+    made.own[dataset] = OwnEvaluation(
+        list(rows),
+        record["primary_metric"],
+        record["higher_is_better"],
+        record["items_available"],
+        tasks,
+        total,
+    ).as_json()
 
 
 def _add_task(
@@ -216,11 +217,6 @@ def results_file(
         "total_evaluation_time_seconds": str((ended - began).total_seconds()),
         OWN: {"model": str(model), "evaluations": made.own},
     }
-
-
-def sanitized(name: str) -> str:
-    """A model's name as a folder's, as lm_eval.utils.sanitize_model_name."""
-    return re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)
 
 
 def task_name(record: Mapping[str, Any]) -> str:

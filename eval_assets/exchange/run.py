@@ -2,44 +2,26 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from eval_assets.exchange.files import ResultsFile, number, text_number, time_in_name, whole
-from eval_assets.exchange.names import OWN, Part, Target, is_name, model_key_of, names_of, targets_of
+from eval_assets.exchange.files import ResultsFile, time_in_name
+from eval_assets.exchange.names import (
+    OWN,
+    Destination,
+    Part,
+    check_task_name,
+    destinations_of,
+    model_key_of,
+    names_of,
+)
+from eval_assets.exchange.own import own_evaluation
+from eval_assets.exchange.untrusted import number, section, text_number, whole
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.errors import UserError
 from resources.keys import check_dataset_key
-from resources.records import Estimate, MetricRow
 
 MOST_TASKS = 10_000
-
-
-class _OwnMetric(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    metric: str
-    group: str | None
-    value: float
-    stderr: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n: int
-    sampling_share: float | None
-
-
-class OwnEvaluation(BaseModel):
-    """What this project had exported of an evaluation, exactly."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    metrics: list[_OwnMetric]
-    primary_metric: str
-    higher_is_better: bool | None
-    items_available: int
-    tasks: dict[str, str | None]
-    total: str | None
+Anything = TypeVar("Anything")
 
 
 class Run:
@@ -64,24 +46,29 @@ class Run:
             for name in self.results
             if name not in groups and name not in section(content, "groups")
         }
-        self.targets = self._own_targets(suite)
-        for target in self.targets:
-            for part in target.parts:
+        self.destinations = self._own_destinations(suite)
+        for destination in self.destinations:
+            for part in destination.parts:
                 tasks.pop(part.task, None)
-        try:
-            self.targets += targets_of(tasks, groups, suite)
-        except UserError:  # one bad name: the others one by one
-            for name, shots in tasks.items():
-                try:
-                    self.targets += targets_of({name: shots}, {}, suite)
-                except UserError as error:
-                    self.refused.append(str(error))
-        if not self.targets:
+        # Without the bad names first: one of them must not take a whole group apart.
+        self.destinations += destinations_of(self._named(tasks), self._named(groups), suite)
+        if not self.destinations:
             raise UserError("; ".join(self.refused) or "its 'results' have no task")
 
-    def _own_targets(self, suite: Mapping[str, BenchmarkSpec]) -> list[Target]:
+    def _named(self, found: dict[str, Anything]) -> dict[str, Anything]:
+        """Those whose names make keys; the others are in `refused`."""
+        usable = {}
+        for name, value in found.items():
+            try:
+                check_task_name(name)
+                usable[name] = value
+            except UserError as error:
+                self.refused.append(str(error))
+        return usable
+
+    def _own_destinations(self, suite: Mapping[str, BenchmarkSpec]) -> list[Destination]:
         """The evaluations of a file that was exported from here: it says itself which tasks make up which."""
-        targets = []
+        found = []
         for dataset in section(section(self.content, OWN), "evaluations"):
             try:
                 own = own_evaluation(self.content, check_dataset_key(dataset))
@@ -94,19 +81,24 @@ class Run:
             parts = tuple(
                 Part(task, group, names_of(dataset, task, shots)) for task, group in own.tasks.items()
             )
-            targets.append(Target(dataset, parts, own.total, parts[0].names, suite.get(dataset)))
-        return targets
+            found.append(Destination(dataset, parts, own.total, suite.get(dataset)))
+        return found
 
     def _groups(self) -> dict[str, tuple[str, ...]]:
         """The tasks below each group that has values, however deep."""
-        below = section(self.content, "group_subtasks")
+        below: dict[str, list[str]] = {}
+        for group, members in section(self.content, "group_subtasks").items():
+            if isinstance(members, list) and all(isinstance(name, str) for name in members):
+                below[group] = members
+            else:
+                self.refused.append(f"group_subtasks: {group[:80]!r} has no list of tasks; taken as no group")
         found = {}
         for group in section(self.content, "groups"):
             leaves: dict[str, None] = {}
             waiting, seen = [group], {group}
             while waiting:
-                for name in below.get(waiting.pop()) or ():
-                    if not isinstance(name, str) or name in seen:
+                for name in below.get(waiting.pop(), ()):
+                    if name in seen:
                         continue
                     seen.add(name)
                     if below.get(name):
@@ -160,57 +152,3 @@ class Run:
             start = None
         start = start or datetime.fromtimestamp(self.file.path.stat().st_mtime, UTC)
         return start.isoformat(), start.isoformat()
-
-
-def own_evaluation(content: Mapping[str, Any], dataset: str) -> OwnEvaluation | None:
-    """What this project had exported of an evaluation, exactly; None of a run of the harness itself.
-
-    Raises UserError where it is not as this project writes it.
-    """
-    entry = section(section(content, OWN), "evaluations").get(dataset)
-    if entry is None:
-        return None
-    try:
-        own = OwnEvaluation.model_validate(entry)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    numbers = [value for row in own.metrics for value in row.model_dump().values()]
-    if any(isinstance(value, (int, float)) and number(value) is None for value in numbers):
-        raise UserError("a number is not finite")
-    if not all(is_name(row.metric) and (row.group is None or is_name(row.group)) for row in own.metrics):
-        raise UserError("a metric or group has a name that can't be one")
-    if any(not 0 <= row.n <= 2**53 for row in own.metrics) or not 0 <= own.items_available <= 2**53:
-        raise UserError("a number of items is out of range")
-    return own
-
-
-def own_rows(own: OwnEvaluation) -> list[MetricRow]:
-    """The metrics as they were exported."""
-    rows = []
-    for row in own.metrics:
-        values = row.model_dump()
-        metric, group = values.pop("metric"), values.pop("group")
-        rows.append(MetricRow(metric, group, Estimate(**values)))
-    return rows
-
-
-def section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = content.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def short(value: Any, most: int = 80) -> str:
-    text = value if isinstance(value, str) else ""
-    return text.encode("utf-8", "replace").decode()[:most]
-
-
-def finite(value: Any) -> Any:
-    """JSON data without NaN and infinities, which a record may not hold."""
-    if isinstance(value, dict):
-        return {short(name, 200): finite(entry) for name, entry in list(value.items())[:MOST_TASKS]}
-    if isinstance(value, (str, type(None))):
-        return None if value is None else short(value, 400)
-    if isinstance(value, bool):
-        return value
-    return number(value) if not isinstance(value, int) or abs(value) > 2**53 else value

@@ -6,10 +6,7 @@ appears whole or not at all.
 
 import csv
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from resources.appearing import appearing
 from resources.catalog import Catalog
 from resources.errors import UserError
 
@@ -30,7 +28,7 @@ _SUFFIXES = {
 _BATCH_ROWS = 2_048
 _ROW_GROUP = 32 * 2**20
 """Bytes of memory that a row group of Parquet is made of."""
-_NESTED = ("[", "(", "MAP", "STRUCT", "UNION", "JSON")
+_NESTED = ("[", "MAP", "STRUCT", "UNION", "JSON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ def export_table(
 ) -> ExportedTable:
     """Write a table or view of the catalogue to a file, of the format that its name ends with.
 
-    `models`, `benchmarks` and `metrics` are patterns (``*`` for any text). `since` and `until` bound when
+    `models`, `benchmarks` and `metrics` are patterns as for `matching`. `since` and `until` bound when
     an evaluation finished (until itself left out); `current` leaves those that the leaderboard shows.
     Parquet and Arrow keep the types; in CSV a list, map or struct is JSON text, in JSON a number that is not
     finite is null.
@@ -75,13 +73,13 @@ def export_table(
         missing = [name for name in columns if name not in known]
         if missing:
             raise UserError(f"table {table} has no column {missing[0]!r}; it has {', '.join(known)}")
-        wanted = {name: known[name] for name in columns} if columns else known
+        wanted = columns or list(known)
         patterns = {"model": models, "dataset": benchmarks, "metric": metrics}
         where, values = _conditions(table, known, patterns, since, until, current)
-        selected = ", ".join(_expression(name, kind, chosen) for name, kind in wanted.items())
+        selected = ", ".join(map(_quoted, wanted))
         query = f"SELECT {selected} FROM {_quoted(table)}{where}"
         try:
-            with _appearing(path) as file:
+            with appearing(path) as file:
                 rows = _WRITERS[chosen](connection, query, values, file)
         except OSError as error:
             raise UserError(
@@ -118,8 +116,8 @@ def _conditions(
             continue
         if column not in known:
             raise UserError(f"table {table} has no column {column!r} to choose by")
-        conditions.append("(" + " OR ".join(f"\"{column}\" LIKE ? ESCAPE '!'" for _ in wanted) + ")")
-        values += [_like(pattern) for pattern in wanted]
+        conditions.append(matching(column, wanted))
+        values += wanted
     evaluations = []
     for sign, moment in ((">=", since), ("<", until)):
         if moment is not None:
@@ -136,35 +134,16 @@ def _conditions(
     return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), values
 
 
-def _like(pattern: str) -> str:
-    """A pattern with ``*`` as one of LIKE, with ! as its escape."""
-    escaped = pattern.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-    return escaped.replace("*", "%").replace("?", "_")
+def matching(column: str, patterns: Sequence[str]) -> str:
+    """The SQL condition that a column matches one of the patterns, which are its parameters.
+
+    They are those of model keys elsewhere: ``*`` any text, ``?`` one character, ``[abc]`` one of these.
+    """
+    return "(" + (" OR ".join(f"{_quoted(column)} GLOB ?" for _ in patterns) or "FALSE") + ")"
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _expression(name: str, kind: str, file_format: str) -> str:
-    nested = any(mark in kind for mark in _NESTED) and not kind.startswith("DECIMAL")
-    if file_format == "csv" and nested:
-        return f"to_json({_quoted(name)})::VARCHAR AS {_quoted(name)}"
-    return _quoted(name)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _batches(
@@ -205,25 +184,40 @@ def _write_csv(
     connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any], file: IO[bytes]
 ) -> int:
     rows = 0
-    text = _Text(file)
-    writer = csv.writer(text, lineterminator="\n")
-    reader = _batches(connection, query, values)
-    writer.writerow(reader.schema.names)
-    for batch in reader:
-        columns = [_cells(column) for column in batch.columns]
+    # An end of line of its own has the module quote a lone \r, which readers take for one; see _Text.
+    writer = csv.writer(_Text(file), lineterminator="\r\n")
+    described = connection.sql(query, params=list(values))
+    names = described.columns
+    nested = [any(mark in str(kind) for mark in _NESTED) for kind in described.types]
+    selected = ", ".join(
+        f"to_json({_quoted(name)})::VARCHAR" if is_nested else _quoted(name)
+        for name, is_nested in zip(names, nested, strict=True)
+    )
+    writer.writerow(names)
+    for batch in _batches(connection, f"SELECT {selected} FROM ({query})", values):
+        columns = [_cells(column, one) for column, one in zip(batch.columns, nested, strict=True)]
         writer.writerows(zip(*columns, strict=True))
         rows += batch.num_rows
     return rows
 
 
-def _cells(column: pa.Array) -> list[Any]:
+def _cells(column: pa.Array, nested: bool) -> list[Any]:
     """A column's values as CSV has them: times in ISO 8601, truth in lower case, nothing for null."""
     values: list[Any] = column.to_pylist()
+    if nested:
+        return [None if value is None else _json(value) for value in values]
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return [None if value is None else value.isoformat() for value in values]
     if pa.types.is_boolean(column.type):
         return [None if value is None else str(value).lower() for value in values]
     return values
+
+
+def _json(text: str) -> str:
+    """What DuckDB writes as JSON, with null for NaN and infinities, which it writes as they are."""
+    if "NaN" not in text and "Infinity" not in text:
+        return text
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
 
 
 def _write_jsonl(
@@ -232,21 +226,19 @@ def _write_jsonl(
     rows = 0
     for batch in _batches(connection, f"SELECT to_json(t)::VARCHAR AS line FROM ({query}) AS t", values):
         for line in batch.column(0).to_pylist():
-            if "NaN" in line or "Infinity" in line:  # DuckDB writes them as they are, which is no JSON
-                line = json.dumps(json.loads(line, parse_constant=lambda _: None), ensure_ascii=False)
-            file.write(line.encode("utf-8", "replace") + b"\n")
+            file.write(_json(line).encode("utf-8", "replace") + b"\n")
         rows += batch.num_rows
     return rows
 
 
 class _Text:
-    """What the csv module writes to."""
+    """What the csv module writes to, a row at a time; rows end with \\n."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def write(self, text: str) -> int:
-        return self._file.write(text.encode("utf-8", "replace"))
+        return self._file.write(text.removesuffix("\r\n").encode("utf-8", "replace") + b"\n")
 
 
 _WRITERS: Mapping[str, Callable[[duckdb.DuckDBPyConnection, str, Sequence[Any], IO[bytes]], int]] = {

@@ -7,17 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eval_assets.exchange.names import NO_FILTER, OWN, TaskNames
+from eval_assets.exchange.own import own_fields
 from eval_assets.metrics import METRICS
 from eval_assets.metrics.answers import extracted
 from eval_assets.suite.spec import BenchmarkSpec, MetricSpec
 from resources.records import Sample
 
 _AS_NATS = {"word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity"}
-_OWN_FIELDS = (
-    "sample_id", "index", "group", "cluster", "target", "choices", "labels", "references",
-    "incorrect_references", "choice_tokens", "finish_reason", "prompt_tokens", "output_tokens",
-    "truncated_tokens",
-)  # fmt: skip
 
 
 def label_of(name: str, names: TaskNames | None) -> tuple[str, float] | None:
@@ -101,13 +97,6 @@ def _line(
         line[metric] = _logged(metric, name, factor, sample, by_name)
     line[OWN] = own_fields(sample)
     return line
-
-
-def own_fields(sample: Sample) -> dict[str, Any]:
-    """What of a sample the harness has no field for."""
-    row = sample.as_row()
-    outputs = [{**output, "scores": dict(output["scores"])} for output in row["outputs"]]
-    return {**{name: row[name] for name in _OWN_FIELDS}, "outputs": outputs, "scores": sample.scores}
 
 
 def _requests(

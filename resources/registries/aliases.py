@@ -3,12 +3,12 @@
 import json
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from resources.appearing import appearing
 from resources.errors import BusyError, UserError
 from resources.keys import ModelKey
 from resources.lease import Lease
@@ -176,13 +176,8 @@ class Labels:
             if not self._local:
                 self._fs.pipe_file(path, content)
                 return
-            target = Path(path)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-            try:
-                temporary.write_bytes(content)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with appearing(Path(path)) as file:
+                file.write(content)
 
     @contextmanager
     def _errors(self, path: str, doing: str) -> Iterator[None]:

@@ -176,6 +176,14 @@ def test_an_imported_evaluation_is_never_taken_for_one_of_the_grid(store: Result
         ({"pretrained": "org/model"}, {"model_sha": "93efa2f097d58c2a7487"}, "org/model@93efa2f097d5"),
         ({"pretrained": "org/model", "revision": "main"}, {"model_sha": ""}, "org/model@main"),
         ({"pretrained": "org/base", "peft": "org/adapter"}, {}, "org/adapter@main"),
+        (
+            {"pretrained": "org/base", "peft": "org/adapter"},
+            {"model_sha": "93efa2f097d58c2a7487", "peft_sha": "0123456789abcdef"}, "org/adapter@0123456789ab",
+        ),
+        (
+            {"pretrained": "org/base", "delta": "org/delta"}, {"model_sha": "93efa2f097d58c2a7487"},
+            "org/delta@main",
+        ),
         ("pretrained=/models/llama/3,dtype=auto", {}, "llama@3"),
         ("pretrained=./checkpoints/run7/step-500", {}, "run7@step-500"),
         ({"model": "llama3:8b", "base_url": "http://localhost"}, {}, "llama3-8b@main"),
@@ -199,8 +207,18 @@ def test_a_person_can_say_which_model_it_was(store: ResultsStore, tmp_path: Path
     with pytest.raises(UserError, match="which model it is about; name it: --model"):
         imported(store, nameless)
     assert imported(store, nameless, models={"*": "smol@2"}).evaluations[0].model == "smol@2"
+    assert imported(store, ONE_RUN, models={name: "smol@3", "*": "x@1"}).evaluations[0].model == "smol@3"
     with pytest.raises(UserError, match="model key"):
         imported(store, ONE_RUN, models={"*": "../../etc@1"})
+
+
+def test_a_name_that_no_file_has_is_told_before_anything_is_taken(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    """The results would else be there for good under a key that nobody meant."""
+    with pytest.raises(UserError, match=rf"--model smollm=\.\.\.: no file .*; they have {MODEL[:-5]}$"):
+        imported(store, ONE_RUN, models={"smollm": "smol@1"})
+    assert records(store) == {}
 
 
 def test_other_few_shot_examples_make_it_another_benchmark(store: ResultsStore, tmp_path: Path) -> None:
@@ -214,6 +232,76 @@ def test_other_few_shot_examples_make_it_another_benchmark(store: ResultsStore, 
     imported(store, changed(tmp_path, change))
     assert {"hellaswag_10shot", "winogrande"} <= set(records(store))
     assert "hellaswag" not in records(store)
+
+
+def test_a_run_without_examples_is_no_run_of_a_benchmark_that_has_some(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    """`--num_fewshot 0` makes GSM8K much harder: under our key it would be a sudden loss."""
+    own = SUITE["capitals"].model_copy(update={"key": "own", "fewshot": SUITE["gsm8k"].fewshot})
+
+    def change(content: dict[str, Any]) -> None:
+        content["n-shot"]["gsm8k"] = content["configs"]["gsm8k"]["num_fewshot"] = 0
+        content["results"] |= {"own": {"acc,none": 0.5}, "part": {"acc,none": 0.5}}
+        content["groups"] = {"own_group": {"acc,none": 0.5}}
+        content["group_subtasks"] = {"own_group": ["part"]}
+
+    suite = {**SUITE, "own": own, "own_group": own}
+    import_harness([changed(tmp_path, change)], store, suite)
+    assert {"gsm8k_0shot", "own_0shot", "own_group_0shot"} <= set(records(store))
+    assert not {"gsm8k", "own", "own_group"} & set(records(store))
+
+
+@pytest.mark.parametrize(("shots", "key"), [(5, "mmlu_5shot_2tasks"), (0, "mmlu_0shot_2tasks")])
+def test_some_subjects_of_mmlu_have_a_key_of_their_own(
+    store: ResultsStore, tmp_path: Path, shots: int, key: str
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        subjects = ["mmlu_anatomy", "mmlu_virology"]
+        content["results"] = {name: {"acc,none": 0.5} for name in (*subjects, "mmlu")}
+        content["groups"] = {"mmlu": {"acc,none": 0.5}}
+        content["group_subtasks"] = {"mmlu": subjects}
+        content["n-shot"] = dict.fromkeys(subjects, shots)
+
+    imported(store, changed(tmp_path, change))
+    assert set(records(store)) == {key}
+
+
+def test_a_bad_name_or_group_takes_nothing_else_apart(store: ResultsStore, tmp_path: Path) -> None:
+    [whole] = HARNESS.glob("mmlu/*/results_*.json")
+    content = results(whole)
+    content["results"]["a|b"] = {"acc,none": 0.5}
+    content["group_subtasks"] |= {"other": 5, "another": "mmlu_anatomy"}
+    path = tmp_path / "results_x.json"
+    path.write_text(json.dumps(content))
+    done = imported(store, path)
+    assert [one.dataset for one in done.evaluations] == ["mmlu_0shot"]
+    assert [line.partition(": ")[2][:30] for line in done.refused] == [
+        "group_subtasks: 'other' has no", "group_subtasks: 'another' has ", "task 'a|b': a name has letters",
+    ]  # fmt: skip
+
+
+def test_tasks_of_a_group_keep_all_samples_also_where_they_share_documents(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    """flores and GPQA ask several tasks about the same documents: half of the evidence would be gone."""
+    tasks = ("gpqa_main", "gpqa_extended")
+
+    def change(content: dict[str, Any]) -> None:
+        content["results"] = {name: {"acc,none": 2 / 3, "sample_len": 3} for name in tasks}
+        content["groups"] = {"gpqa": {"acc,none": 2 / 3}}
+        content["group_subtasks"] = {"gpqa": list(tasks)}
+        content["n-samples"] = {name: {"original": 3, "effective": 3} for name in tasks}
+
+    path = changed(tmp_path, change)
+    shared = next(path.parent.glob("samples_hellaswag_*"))
+    for name in tasks:
+        shutil.copy(shared, path.parent / shared.name.replace("hellaswag", name))
+    done = imported(store, path)
+    assert (done.refused, [one.samples for one in done.evaluations]) == ((), [6])
+    samples = store.samples(records(store)["gpqa"])
+    assert [sample.group for sample in samples] == ["gpqa_main"] * 3 + ["gpqa_extended"] * 3
+    assert [sample.sample_id for sample in samples[3:]] == [f"{one.sample_id}-2" for one in samples[:3]]
 
 
 def test_files_of_the_harness_before_filters_and_groups_are_read(store: ResultsStore, tmp_path: Path) -> None:
@@ -233,6 +321,13 @@ def test_files_of_the_harness_before_filters_and_groups_are_read(store: ResultsS
     assert sorted(found) == ["hellaswag_5shot", "mmlu"]
     assert found["hellaswag_5shot"]["metrics"] == {"acc": 0.25, "acc_norm": 0.3}
     assert found["mmlu"]["model"] == "gpt2@main"
+    export_harness(store, SUITE, tmp_path / "out", benchmarks=["mmlu"])
+    [file] = (tmp_path / "out").rglob("*.json*")
+    assert results(file)["groups"]["mmlu"]["acc,none"] == 0.5
+    assert set(results(file)["results"]) == {"mmlu", *(f"mmlu_{subject}" for subject in subjects)}
+    other = ResultsStore(str(tmp_path / "other"))
+    imported(other, tmp_path / "out")
+    assert records(other)["mmlu"]["content_digest"] == found["mmlu"]["content_digest"]
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -245,7 +340,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "no model": (b'{"results": {"a": {"acc": 0.5}}}', "which model"),
     "no task": (b'{"results": {}, "config": {"model_args": "pretrained=a/b"}}', "no task"),
     "a task that leaves the folder": (
-        b'{"results": {"../../x": {"acc": 0.5}}, "config": {"model_args": "pretrained=a/b"}}', "",
+        b'{"results": {"../../x": {"acc": 0.5}}, "config": {"model_args": "pretrained=a/b"}}', "no '..'",
+    ),
+    "outputs only": (
+        b'{"results": {"a": {"bypass,none": 999, "bypass_stderr,none": "N/A"}},'
+        b' "config": {"model_args": "pretrained=a/b"}}',
+        "a has outputs only",
     ),
     "nothing but NaN": (
         b'{"results": {"a": {"acc,none": NaN}}, "config": {"model_args": "pretrained=a/b"}}',
@@ -264,7 +364,7 @@ BAD: dict[str, tuple[Any, str]] = {
         "a name has letters",
     ),
     "a task without a name": (
-        b'{"results": {"...": {"acc": 0.5}}, "config": {"model_args": "pretrained=a/b"}}', "benchmark key",
+        b'{"results": {".-.": {"acc": 0.5}}, "config": {"model_args": "pretrained=a/b"}}', "benchmark key",
     ),
     "a model that leaves the folder": (
         b'{"results": {"a": {"acc": 0.5}}, "config": {"model_args": "pretrained=../../etc/passwd"}}',
@@ -283,11 +383,6 @@ def test_what_can_not_be_used_is_refused_in_one_line(store: ResultsStore, tmp_pa
     content, reason = BAD[case]
     path = tmp_path / "results_x.json"
     path.write_bytes(content)
-    if case == "a task that leaves the folder":
-        done = imported(store, path)
-        assert {one.dataset for one in done.evaluations} == {"x"}
-        assert [p.name for p in Path(store.root, "evaluations").iterdir()] == ["x"]
-        return
     with pytest.raises(UserError, match=reason) as raised:
         imported(store, path)
     assert "\n" not in str(raised.value)
@@ -411,6 +506,8 @@ def test_a_real_run_comes_back_from_its_export_as_it_was(store: ResultsStore, tm
     imported(store, HARNESS)
     exported = export_harness(store, SUITE, tmp_path / "out")
     assert exported.left_out == (f"{MODEL} on mmlu_0shot: without samples: it was imported without them",)
+    assert {path for path in (tmp_path / "out").rglob("*") if path.is_file()} == set(exported.files)
+    assert all(path.stat().st_size for path in exported.files)
     other = ResultsStore(str(tmp_path / "other"))
     imported(other, tmp_path / "out")
     before, after = records(store), records(other)
@@ -441,13 +538,13 @@ def evaluations(draw: st.DrawFn) -> tuple[BenchmarkSpec, list[Sample]]:
             sample.choices = draw(st.lists(TEXT, min_size=2, max_size=4))
             sample.target = draw(st.integers(0, len(sample.choices) - 1))
             sample.labels = [int(place == sample.target) for place in range(len(sample.choices))]
-            sample.loglikelihoods = [draw(st.floats(-1000, 0)) for _ in sample.choices]
+            sample.loglikelihoods = [draw(st.floats(-1000, 0) | st.just(-math.inf)) for _ in sample.choices]
             sample.choice_tokens = [3 for _ in sample.choices]
             sample.is_greedy = [draw(st.booleans()) for _ in sample.choices]
         elif spec.task == "generation":
             sample.references = draw(st.lists(TEXT, min_size=1, max_size=3))
-            sample.output, sample.finish_reason, sample.output_tokens = draw(TEXT), "stop", 7
-            if draw(st.booleans()):
+            sample.output, sample.finish_reason, sample.output_tokens = draw(st.none() | TEXT), "stop", 7
+            if sample.output is not None and draw(st.booleans()):
                 sample.outputs = [
                     Output(sample.output, "stop", 3, {"m": draw(SCORE)}),
                     Output(draw(TEXT), "length", 4),
@@ -511,11 +608,44 @@ def test_our_own_evaluation_comes_back_from_its_export_to_the_last_bit(
         assert after["score"][name] == before["score"][name]
 
 
+@pytest.mark.parametrize("task", ["../../../../escaped/x", "a/b", "/tmp/x"])
+def test_nothing_is_written_outside_the_folder_that_was_named(
+    store: ResultsStore, tmp_path: Path, task: str
+) -> None:
+    """A results file from anywhere, imported and exported again, would write where its author likes."""
+    imported(store, ONE_RUN)
+    export_harness(store, SUITE, tmp_path / "deep" / "in" / "out", benchmarks=["hellaswag"])
+    [path] = (tmp_path / "deep").rglob("results_*.json")
+    [samples] = (tmp_path / "deep").rglob("samples_*.jsonl")
+    content = json.loads(path.read_text().replace('"hellaswag"', json.dumps(task)))
+    content["continuous_model_evaluation"]["evaluations"] = {
+        "hellaswag": next(iter(content["continuous_model_evaluation"]["evaluations"].values()))
+    }
+    path.write_text(json.dumps(content))
+    samples.rename(samples.with_name(samples.name.replace("hellaswag", task.replace("/", "__"))))
+    other = ResultsStore(str(tmp_path / "other"))
+    before = {one for one in tmp_path.rglob("*") if one.is_file()}
+    if ".." in task:
+        with pytest.raises(UserError, match="a task has a name that can't be one"):
+            imported(other, path)
+        return
+    imported(other, path)
+    assert records(other)["hellaswag"]["imported"]["tasks"] == [task]
+    out = tmp_path / "deep" / "in" / "again"
+    done = export_harness(other, SUITE, out)
+    after = {one for one in tmp_path.rglob("*") if one.is_file()} - before
+    assert {one.parent for one in done.files} == {out / path.parent.name}
+    assert all(one.is_relative_to(out) or one.is_relative_to(other.root) for one in after)
+
+
 def test_only_what_is_asked_for_is_exported(store: ResultsStore, tmp_path: Path) -> None:
     imported(store, HARNESS)
     done = export_harness(store, SUITE, tmp_path / "a", benchmarks=["hella*"], samples=False)
     assert [path.name for path in done.files] == ["results_2026-11-28T04-43-45.115727.json"]
     assert list(results(done.files[0])["results"]) == ["hellaswag"]
+    for patterns in (["nobody@*"], []):
+        with pytest.raises(UserError, match="no evaluation of"):
+            export_harness(store, SUITE, tmp_path / "b", models=patterns)
     with pytest.raises(UserError, match="no evaluation of nobody"):
         export_harness(store, SUITE, tmp_path / "b", models=["nobody@*"])
     (tmp_path / "file").write_text("")

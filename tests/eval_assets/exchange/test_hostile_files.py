@@ -1,6 +1,7 @@
 """Real files of lm_eval with anything put anywhere in them: taken or refused, never a traceback."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,20 @@ from resources.results import ResultsStore
 
 HARNESS = Path(__file__).parent / "harness"
 SUITE = load_suite()
-CONTENT: dict[str, Any] = json.loads(next(HARNESS.glob("tasks/*/results_*.json")).read_text())
+CONTENT: dict[str, dict[str, Any]] = {
+    run: json.loads(next(HARNESS.glob(f"{run}/*/results_*.json")).read_text()) for run in ("tasks", "part")
+}
 LINES = {
     path.name.rpartition("_")[0].removeprefix("samples_"): [
         json.loads(line) for line in path.read_text().splitlines()
     ]
-    for path in HARNESS.glob("tasks/*/samples_*")
+    for path in HARNESS.glob("*/*/samples_*")
 }
-TASKS = ("hellaswag", "gsm8k", "wikitext", "truthfulqa_mc1", "truthfulqa_mc2", "squadv2")
+TASKS = {
+    "tasks": ("hellaswag", "gsm8k", "wikitext", "truthfulqa_mc1", "truthfulqa_mc2", "squadv2"),
+    "part": tuple(task for task in LINES if task.startswith("mmlu_")),
+}
+"""Of a run of single tasks, and of one of a group."""
 
 TEXT = st.text(max_size=20) | st.sampled_from(
     [
@@ -65,11 +72,12 @@ def _put(data: st.DataObject, value: Any, anything: Any) -> Any:
     return anything
 
 
-def _tasks_only(content: dict[str, Any]) -> dict[str, Any]:
+def _tasks_only(content: dict[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
     """The file with fewer tasks, so that what is put in is more often where it matters."""
     found = dict(content)
     for name in ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes"):
-        found[name] = {task: entry for task, entry in content[name].items() if task in TASKS}
+        kept = {*tasks, *content.get("groups", ())}
+        found[name] = {task: entry for task, entry in content[name].items() if task in kept}
     return found
 
 
@@ -86,13 +94,14 @@ def test_nothing_in_a_file_ever_ends_in_a_traceback(
 ) -> None:
     """Results files come from anywhere, and are edited by hand."""
     folder = tmp_path_factory.mktemp("hostile")
-    content: Any = _tasks_only(CONTENT)
-    lines = {task: [dict(line) for line in LINES[task]] for task in TASKS}
+    run = data.draw(st.sampled_from(sorted(TASKS)))
+    content: Any = _tasks_only(CONTENT[run], TASKS[run])
+    lines = {task: [dict(line) for line in LINES[task]] for task in TASKS[run]}
     for _ in range(data.draw(st.integers(1, 3))):
         if data.draw(st.booleans()):
             content = _put(data, content, data.draw(ANYTHING))
         else:
-            task = data.draw(st.sampled_from(TASKS))
+            task = data.draw(st.sampled_from(TASKS[run]))
             lines[task] = _put(data, lines[task], data.draw(ANYTHING))
     (folder / "results_2026-01-02T03-04-05.000006.json").write_text(json.dumps(content))
     for task, rows in lines.items():
@@ -116,7 +125,11 @@ def test_nothing_in_a_file_ever_ends_in_a_traceback(
     with catalog.connect() as connection:
         connection.execute("SELECT * FROM leaderboard").fetchall()
         connection.execute("SELECT count(*) FROM sample_scores").fetchall()
-    export_harness(store, SUITE, folder / "out")
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    exported = export_harness(store, SUITE, folder / "out").files
+    written = {path for path in folder.rglob("*") if path.is_file()} - before
+    assert {path for path in written if not path.is_relative_to(store.root)} == set(exported)
+    assert all(path.parent.parent == folder / "out" for path in exported)
     again = ResultsStore(str(folder / "again"))
     back = import_harness([folder / "out"], again, SUITE)
     assert {one.dataset for one in back.evaluations} == {one.dataset for one in done.evaluations}

@@ -1,5 +1,6 @@
 """Tables of the catalogue, written to files and read back by the tools that people use."""
 
+import csv
 import json
 import math
 import subprocess
@@ -100,15 +101,33 @@ def test_csv_has_lists_and_maps_as_json_and_jsonl_is_json_throughout(
     row = pd.read_csv(path).iloc[0]
     assert json.loads(row["choices"]) == ["a", HOSTILE]
     assert json.loads(row["outputs"])[0]["scores"] == {"f1": 0.5}
-    path = export_table(catalog, "samples", tmp_path / "s.jsonl", models=["m@1"]).path
 
     def refuse(name: str) -> None:
         pytest.fail(f"{name} is no JSON")
 
+    assert json.loads(row["loglikelihoods"], parse_constant=refuse) == [-1.5, None]
+    assert json.loads(row["scores"], parse_constant=refuse) == {"f1": 0.0, "odd": None}
+    assert row["prompt"] == HOSTILE
+    path = export_table(catalog, "samples", tmp_path / "s.jsonl", models=["m@1"]).path
     rows = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
     assert rows[1]["loglikelihoods"] == [-1.5, None]
     assert rows[1]["scores"] == {"f1": 1 / 3, "odd": None}
     assert rows[0]["choices"] == ["a", HOSTILE]
+
+
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\nb", "a\r\nb", 'a"b', "a,b", " a "])
+def test_a_text_with_any_end_of_line_is_one_field_of_csv(
+    store: ResultsStore, tmp_path: Path, text: str
+) -> None:
+    """What a reader takes for the end of a row moves everything after it into other columns."""
+    Catalog(store).refresh()
+    path = tmp_path / "store" / "catalog.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE notes AS SELECT ? AS first, 'b' AS second", [text])
+    file = export_table(Catalog(store), "notes", tmp_path / "notes.csv").path
+    assert pd.read_csv(file, lineterminator="\n" if "\r" in text else None).iloc[0].tolist() == [text, "b"]
+    with file.open(newline="") as lines:
+        assert list(csv.reader(lines)) == [["first", "second"], [text, "b"]]
 
 
 def test_filters_choose_the_rows_and_columns(catalog: Catalog, tmp_path: Path) -> None:
@@ -119,6 +138,7 @@ def test_filters_choose_the_rows_and_columns(catalog: Catalog, tmp_path: Path) -
     assert keys(models=["m@*"], metrics=["f1"]) == [("m@1", "f1"), ("m@2", "f1")]
     assert keys(benchmarks=["quiz"]) == [("other@1", "f1"), ("other@1", "odd")]
     assert keys(models=["m_1", "m%", "m@?"], metrics=["o*"]) == [("m@1", "odd"), ("m@2", "odd")]
+    assert keys(models=["m@[23]"], metrics=["f1"]) == [("m@2", "f1")]
     second = datetime(2026, 1, 2, 12, tzinfo=UTC)
     assert keys(since=second, metrics=["f1"]) == [("m@2", "f1"), ("other@1", "f1")]
     assert keys(until=second, metrics=["f1"]) == [("m@1", "f1")]

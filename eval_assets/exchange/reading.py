@@ -1,8 +1,7 @@
-"""A line of the harness's samples files and a `Sample`, both ways.
+"""Samples from lines of the harness's samples files.
 
-A line is one item under one filter; an item with several filters has several lines. What the harness has no
-field for (the item's id, group, cluster, the scores as they are here) is in lines of our own under `OWN`, so
-that what is exported comes back as it was.
+A line is one item under one filter; an item with several filters has several lines. A line that was exported
+from here says besides what the harness has no field for (`own`).
 """
 
 import hashlib
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from eval_assets.exchange.files import lines, number, text_number, whole
-from eval_assets.exchange.names import NO_FILTER, OWN, Part, Target, is_name
+from eval_assets.exchange.files import lines
+from eval_assets.exchange.names import NO_FILTER, OWN, Destination, Part, is_label
+from eval_assets.exchange.own import own_sample
+from eval_assets.exchange.untrusted import number, text_number, whole
 from eval_assets.metrics import METRICS, ScoringSettings, score_samples
 from eval_assets.suite.items import Item
 from eval_assets.suite.normalize import normalize
@@ -35,38 +35,6 @@ _MOST_ARGUMENTS = 10_000
 _LARGEST_EXPONENT = 300.0
 
 
-class _OwnOutput(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    text: str
-    finish_reason: str
-    tokens: int
-    scores: dict[str, float]
-
-
-class _Own(BaseModel):
-    """What a line of our own has besides the harness's fields."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    sample_id: str
-    index: int
-    group: str | None
-    cluster: str | None
-    target: int | None
-    choices: list[str]
-    labels: list[int]
-    references: list[str]
-    incorrect_references: list[str]
-    choice_tokens: list[int]
-    finish_reason: str | None
-    prompt_tokens: int
-    output_tokens: int
-    truncated_tokens: int
-    outputs: list[_OwnOutput]
-    scores: dict[str, float]
-
-
 @dataclass(slots=True)
 class _Document:
     """The lines of one item: the first of them, and all its filters' metrics by ``metric,filter``."""
@@ -75,41 +43,43 @@ class _Document:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def read_samples(target: Target, files: Mapping[str, Path], sizes: Mapping[str, int]) -> list[Sample]:
+def read_samples(
+    destination: Destination, files: Mapping[str, Path], sizes: Mapping[str, int]
+) -> list[Sample]:
     """The samples of an evaluation from the files of its tasks, in the order of their items.
 
     `sizes` has the number of items of each task, asked or not. Of a benchmark that several tasks ask about
-    the same items (TruthfulQA's), the scores of all are put together. Where the benchmark here makes the
-    same items of the harness's documents, samples have its ids, and those of two evaluations can be compared.
+    the same items (TruthfulQA's), the scores of all are put together; tasks of a group have items of their
+    own, also where a document is in several of them. Where the benchmark here makes the same items of the
+    harness's documents, samples have its ids, and those of two evaluations can be compared.
 
     Raises UserError for the first line that is not as the harness writes them.
     """
     found: dict[str, Sample] = {}
     offset = 0
+    ids = _Ids()
     # Tasks that show all choices of an item first: theirs are the answers that are kept.
     for part in sorted(
-        target.parts, key=lambda part: part.names is not None and part.names.choices == "best"
+        destination.parts, key=lambda part: part.names is not None and part.names.choices == "best"
     ):
         documents = _documents(files[part.task])
-        items = _items(target.spec, part, [document.line for document in documents.values()])
-        copies: dict[str, int] = {}
+        items = _items(destination.spec, part, [document.line for document in documents.values()])
+        if part.group is None:
+            ids = _Ids()
         for position, (number_, document) in enumerate(documents.items()):
             item = items[position] if items else None
             try:
-                sample = _sample(document, item, part, target, offset + number_)
+                sample = _sample(document, item, part, destination, offset + number_)
+            except UserError as error:
+                raise UserError(f"{files[part.task].name}, item {number_}: {error}") from None
             except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 raise UserError(
                     f"{files[part.task].name}, item {number_}: not understood: {reason}"
                 ) from None
-            copy = copies[sample.sample_id] = copies.get(sample.sample_id, 0) + 1
-            if copy > 1 and not sample.sample_id.endswith(f"-{copy}"):
-                sample.sample_id = f"{sample.sample_id}-{copy}"
+            sample.sample_id = ids.unique(sample.sample_id)
             before = found.get(sample.sample_id)
-            if before is None:
-                found[sample.sample_id] = sample
-            else:
-                found[sample.sample_id] = _together(before, sample)
+            found[sample.sample_id] = sample if before is None else _together(before, sample)
         offset += sizes.get(part.task, 0) if part.group is not None else 0
     samples = sorted(found.values(), key=lambda sample: sample.index)
     try:
@@ -117,6 +87,22 @@ def read_samples(target: Target, files: Mapping[str, Path], sizes: Mapping[str, 
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"its samples can't be stored: {str(error).splitlines()[0][:120]}") from None
     return samples
+
+
+class _Ids:
+    """Ids that are each given once: the second sample of an id gets ``-2`` after it, as `normalize` does."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._copies: dict[str, int] = {}
+
+    def unique(self, wanted: str) -> str:
+        unique = wanted
+        while unique in self._given:
+            self._copies[wanted] = self._copies.get(wanted, 1) + 1
+            unique = f"{wanted}-{self._copies[wanted]}"
+        self._given.add(unique)
+        return unique
 
 
 def _documents(path: Path) -> dict[int, _Document]:
@@ -161,50 +147,52 @@ def _items(spec: BenchmarkSpec | None, part: Part, lines_: Sequence[Mapping[str,
     return list(items) if len(items) == len(rows) else []
 
 
-def _sample(document: _Document, item: Item | None, part: Part, target: Target, index: int) -> Sample:
+def _sample(
+    document: _Document, item: Item | None, part: Part, destination: Destination, index: int
+) -> Sample:
     line = document.line
     arguments = _arguments(line["arguments"])
     answers = line["resps"]
     if not isinstance(answers, list):
         raise TypeError("resps is no list")
-    if OWN in line:
-        sample = _own_sample(line[OWN])
+    kind = _kind(arguments)
+    prompt = "" if kind == "rolling" else _text(arguments[0][0])
+    texts = [_text(text) for text in answers[0]] if kind == "generation" else []
+    output = texts[0] if texts else None
+    own = OWN in line
+    if own:
+        sample = own_sample(line[OWN], prompt, output)
     else:
-        sample = Sample(_id_of(line), index, part.group, None, "")
+        sample = Sample(_id_of(line), index, part.group, None, prompt, output=output)
         if item is not None:
             for name in ("sample_id", "cluster", "target", "choices", "labels", "references"):
                 setattr(sample, name, getattr(item, name))
             sample.incorrect_references = item.incorrect_references
             sample.group = item.group
-    sample.prompt = _text(arguments[0][0])
-    kind = _kind(arguments)
     if kind == "generation":
-        texts = [_text(text) for text in answers[0]]
-        sample.output = texts[0]
-        if len(texts) > 1 and not sample.outputs:
+        if len(texts) > 1 and not own:
             sample.outputs = [Output(text, "", 0) for text in texts]
-        if not sample.references:
+        if not (own or sample.references):
             sample.references = [_text(line.get("target"))]
     else:
         pairs = [answer[0] if isinstance(answer[0], list) else [answer[0]] for answer in answers]
         sample.loglikelihoods = [_loglikelihood(pair[0]) for pair in pairs]
         sample.is_greedy = [str(pair[1]).lower() == "true" for pair in pairs if len(pair) > 1]
         shown = [_text(asked[1]).removeprefix(" ") for asked in arguments if len(asked) > 1]
-        if kind == "rolling":
-            sample.prompt = ""
+        if own:
+            pass
+        elif kind == "rolling":
             sample.references = sample.references or [_text(arguments[0][0])]
         elif len(arguments) == 1:
             sample.references = sample.references or shown
         else:
-            _choose(sample, shown, line.get("target"), OWN in line)
-    if OWN not in line:
-        sample.scores = _scores(document, sample, part, target)
+            _choose(sample, shown, line.get("target"))
+    if not own:
+        sample.scores = _scores(document, sample, part, destination)
     return sample
 
 
-def _choose(sample: Sample, shown: list[str], target: Any, own: bool) -> None:
-    if own and len(sample.choices) == len(shown):
-        return
+def _choose(sample: Sample, shown: list[str], target: Any) -> None:
     if len(sample.choices) != len(shown):
         # Not all of the item's choices were asked (mc1 leaves out all true ones but the best).
         sample.choices, sample.labels, sample.target = shown, (), None
@@ -220,16 +208,16 @@ def _together(one: Sample, other: Sample) -> Sample:
     return first
 
 
-def _scores(document: _Document, sample: Sample, part: Part, target: Target) -> dict[str, float]:
+def _scores(document: _Document, sample: Sample, part: Part, destination: Destination) -> dict[str, float]:
     scores = {}
     for label, logged in document.values.items():
-        name, factor = target.metric(label, part)
+        name, factor = destination.metric(label, part)
         value = _logged_score(label.partition(",")[0], logged)
         if value is None:
-            value = _scored_here(target.spec, name, sample)
+            value = _scored_here(destination.spec, name, sample)
         else:
             value *= factor
-        if value is not None and is_name(name):
+        if value is not None and is_label(name):
             scores[name] = value
     return scores
 
@@ -258,17 +246,6 @@ def _scored_here(spec: BenchmarkSpec | None, name: str, sample: Sample) -> float
     return copy.scores.get(name)
 
 
-def _own_sample(own: Any) -> Sample:
-    try:
-        values = _Own.model_validate(own)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    fields = values.model_dump()
-    fields["outputs"] = [Output(**output) for output in fields["outputs"]]
-    return Sample(prompt="", **fields)
-
-
 def _arguments(arguments: Any) -> list[list[Any]]:
     """The requests of an item, each a list of its arguments; older versions write lists themselves."""
     if isinstance(arguments, dict):
@@ -292,7 +269,8 @@ def _kind(arguments: list[list[Any]]) -> str:
 
 
 def _loglikelihood(value: Any) -> float:
-    found = text_number(value)
+    """Nats; of what a model holds for impossible minus infinity."""
+    found = -math.inf if value in ("-inf", -math.inf) else text_number(value)
     if found is None:
         raise ValueError(f"log-likelihood {str(value)[:40]!r}")
     return found
