@@ -4,7 +4,8 @@ A lease is a small JSON file, created exclusively and never changed; beside it i
 file of its own. Whoever finds a lease watches the *count*, never a timestamp, so that clocks that differ
 between machines don't matter: a count that moves belongs to a living owner, one that stands still for
 `PATIENCE_SECONDS` to a dead one, whose lease is taken over. On the owner's own machine a process that is gone
-is noticed at once.
+is noticed at once. While the store does not answer nobody can count: a look that had to wait for it says
+nothing of the owner, and patience begins anew.
 
 An owner that only slept that long (a stopped process, a machine without a network) is not told. It has to
 look before it writes: `Lease.check`. Its count is named after its own token, so that waking up it can't make
@@ -72,6 +73,8 @@ class Lease:
             holder = _read(filesystem, path)
             if holder is None:
                 continue
+            if holder["token"] == state["token"]:  # it was created, and the answer was lost
+                return cls(filesystem, path, what, state)
             if not _is_dead(filesystem, path, holder):
                 raise BusyError(
                     f"{what} {doing} by another process ({_named(holder)}); wait for it or end it first"
@@ -99,15 +102,16 @@ class Lease:
         self._released.set()
         self._thread.join()
         # A store that refuses even this has refused the writer before; the next one finds us gone.
-        with suppress(OSError):
+        with suppress(OSError, UserError):
             _remove(self._filesystem, self._path, self._state)
 
     def _beat(self) -> None:
         count = 0
         while not self._released.wait(BEAT_SECONDS):
             count += 1
-            # A full disk or an unreachable store: the writer itself will meet it and say so.
-            with suppress(OSError):
+            # A full disk or an unreachable store, whatever its client raises: the writer itself will meet it
+            # and say so. Without this thread it would lose its lease once the store is back.
+            with suppress(Exception):
                 self._filesystem.pipe_file(_count_path(self._path, self._state), str(count).encode())
 
 
@@ -119,15 +123,18 @@ def _named(holder: dict[str, Any]) -> str:
 def _is_dead(filesystem: fsspec.AbstractFileSystem, path: str, holder: dict[str, Any]) -> bool:
     if holder["host"] == socket.gethostname() and not process_exists(holder["pid"]):
         return True
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    silent = 0.0
     seen = _count(filesystem, path, holder)
-    while time.monotonic() < deadline:
+    while silent < PATIENCE_SECONDS:
+        asked = time.monotonic()
         time.sleep(_LOOK_SECONDS)
         now = _read(filesystem, path)
         if now is None or now["token"] != holder["token"]:
             return now is None
         if _count(filesystem, path, holder) != seen:
             return False
+        took = time.monotonic() - asked
+        silent = silent + took if took < BEAT_SECONDS else 0.0
     return True
 
 

@@ -24,9 +24,6 @@ _read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
 _CONTENT_TYPE = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
 """How the file system of a scheme takes a file's content type; others guess it or have none."""
 
-_S3_TRIES = 14
-"""Tries of one request: 0.1 s after the first, 15 s between the last."""
-_PASSING = (429, 500, 502, 503, 504)
 _PART_BYTES = 16 * 2**20
 
 
@@ -46,20 +43,6 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
-def _make_patient(s3: Any) -> None:
-    """Have requests tried again for a minute and a half: a store that throttles or is gone comes back."""
-    from botocore.exceptions import ClientError, ConnectionError
-    from s3fs.core import set_custom_error_handler
-
-    def passes(error: BaseException) -> bool:
-        if isinstance(error, ClientError):  # the answer to HEAD has no text that would say "SlowDown"
-            return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _PASSING
-        return isinstance(error, ConnectionError)
-
-    s3.retries = _S3_TRIES
-    set_custom_error_handler(passes)
-
-
 class Storage:
     """Reads and writes below `root`; paths are relative to it.
 
@@ -74,7 +57,9 @@ class Storage:
         self.is_local = self.scheme == "file"
         self._in_parts: dict[str, int] = {}
         if self.scheme == "s3":
-            _make_patient(self.filesystem)
+            from resources.s3 import PatientS3
+
+            self.filesystem = PatientS3(**self.filesystem.storage_options)
             self._in_parts = {"chunksize": _PART_BYTES}
 
     def exists(self, path: str) -> bool:
@@ -177,6 +162,8 @@ class Storage:
         found = self.filesystem.cat(list(full), on_error="return") if full else {}
         read: dict[str, bytes | OSError] = {}
         for name, content in found.items():
+            if isinstance(content, UserError):
+                raise content
             if isinstance(content, Exception) and not isinstance(
                 content, FileNotFoundError | PermissionError
             ):

@@ -33,8 +33,10 @@ os.environ["EVAL_BENCHMARKS"] = str(BENCHMARKS)
 from resources.engines.settings import EngineSettings  # noqa: E402  (the path must be set first)
 from resources.engines.transformers_engine import TransformersEngine  # noqa: E402
 from resources.results import ResultsStore  # noqa: E402
+from resources.s3 import PatientS3  # noqa: E402
 from tests.resources.registries.mlflow_server import MlflowServer, mlflow_server  # noqa: E402
 from tests.s3 import s3_server  # noqa: E402
+from tests.s3_proxy import Weather, bad_weather  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -121,6 +123,17 @@ def bucket(_s3: None) -> str:
     name = f"tests-{uuid.uuid4().hex}"
     fsspec.filesystem("s3").mkdir(name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def weather(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
+    """S3 clients of this test go through a proxy that has weather, here and in processes that it starts."""
+    with bad_weather(os.environ["AWS_ENDPOINT_URL"]) as (url, weather):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        # Clients are kept by their arguments, and the environment is none of them.
+        PatientS3.clear_instance_cache()
+        yield weather
+    PatientS3.clear_instance_cache()
 
 
 @pytest.fixture

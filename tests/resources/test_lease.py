@@ -12,21 +12,23 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from resources import lease
-from resources.errors import UserError
+from resources import lease, s3
+from resources.errors import TransientError, UserError
 from resources.lease import Lease
 from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
 from tests.resources.test_results import CELL, METRICS, sample
+from tests.s3_proxy import Weather
 
 HOLD = """
 import sys, time
 time.time = lambda shift={shift}, now=time.time: now() + shift
-from resources import lease
+from resources import lease, s3
 lease.BEAT_SECONDS = 0.1
 from resources.results import *
 from tests.resources.test_results import CELL, METRICS, sample
-from resources.errors import UserError
+from tests.s3_proxy import Weather
+from resources.errors import TransientError, UserError
 try:
     with ResultsStore({root!r}).writer(CELL, owner="run of a process") as writer:
         writer.append([sample(0)])
@@ -186,3 +188,38 @@ def test_an_object_stores_lease_is_as_strict(bucket: str) -> None:
         with pytest.raises(UserError, match="was removed"):
             writer.append([sample(0)])
         assert store.filesystem.glob(f"{writer.path}/progress/*") == []
+
+
+def test_an_owner_lives_on_after_an_outage_longer_than_its_store_waits(
+    bucket: str, weather: Weather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread that counts would end at the first error, and the next one take the cell from it."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(s3, "PATIENCE_SECONDS", 0.0)
+    store = ResultsStore(f"{bucket}/results")
+    with store.writer(CELL) as writer:
+        weather.down.set()
+        with pytest.raises(TransientError):
+            writer.append([sample(0)])
+        before = weather.kinds.get("PUT .count", 0)
+        wait_for(lambda: weather.kinds.get("PUT .count", 0) > before + 10)  # two beats have given up
+        weather.down.clear()
+        path = f"{writer.path}/lease.json.{writer._lease._state['token']}.count"
+        seen = store.filesystem.cat_file(path)
+        wait_for(lambda: bool(store.filesystem.cat_file(path) != seen))
+        writer.append([sample(0)])
+
+
+def test_a_lease_whose_creation_was_not_answered_is_held_at_once(bucket: str, weather: Weather) -> None:
+    weather.cut = 1  # each request of a kind is carried out at first, and its answer lost
+    started = time.monotonic()
+    with ResultsStore(f"{bucket}/results").writer(CELL) as writer:
+        assert time.monotonic() - started < lease.PATIENCE_SECONDS / 2
+        writer.append([sample(0)])
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -3,11 +3,8 @@
 import logging
 import os
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 import resources.catalog.catalogue
@@ -16,19 +13,7 @@ from resources.errors import UserError
 from resources.results import ResultsStore
 from tests.resources.catalog.relations import relations
 from tests.resources.catalog.test_catalogue import commit, query
-from tests.s3_proxy import Weather, bad_weather
-
-
-@pytest.fixture
-def weather(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
-    """S3 clients of this test go through a proxy that has weather."""
-    with bad_weather(os.environ["AWS_ENDPOINT_URL"]) as (url, weather):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of the layer below, whose pauses are random
-        # Clients are kept by their arguments, and the environment is none of them.
-        fsspec.filesystem("s3").clear_instance_cache()
-        yield weather
-    fsspec.filesystem("s3").clear_instance_cache()
+from tests.s3_proxy import Weather
 
 
 @pytest.fixture
@@ -62,20 +47,6 @@ def test_throttling_and_cut_connections_delay_a_commit_and_a_refresh_and_change_
     assert query(catalog, "SELECT count(*), count(DISTINCT model) FROM samples") == [(5, 2)]
     assert len(weather.kinds) >= 6
     assert max(weather.kinds.values()) > 8
-
-
-def test_a_store_that_is_gone_is_waited_for(store: ResultsStore, weather: Weather) -> None:
-    commit(store, "m@1", [1.0, 0.0])
-    catalog = Catalog(store)
-    weather.down.set()
-    done: list[Refresh] = []
-    refreshing = threading.Thread(target=lambda: done.append(catalog.refresh()))
-    refreshing.start()
-    refreshing.join(6)
-    assert refreshing.is_alive(), "it has given up, or didn't ask"
-    weather.down.clear()
-    refreshing.join(60)
-    assert [refresh.total for refresh in done] == [1]
 
 
 def test_what_a_listing_lacks_is_there_after_the_next_look(store: ResultsStore, weather: Weather) -> None:
