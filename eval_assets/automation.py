@@ -22,8 +22,6 @@ from resources.results import ResultsStore
 from resources.settings import Settings
 
 NEW_VERSION, NIGHTLY = "0", "-10"
-TICK_SECONDS = 15
-"""The least time between two looks at the registries."""
 LOOK_SECONDS = 15.0
 """How long one look may take; what it doesn't get to, the next one does."""
 RELIST_SECONDS = 3600
@@ -140,7 +138,7 @@ def run_request(look: Observer, request: Request, priority: str) -> dg.RunReques
 
 @dg.sensor(
     jobs=[register_models, prepare_benchmarks, evaluate_models, judge_models],
-    minimum_interval_seconds=TICK_SECONDS,
+    minimum_interval_seconds=_SETTINGS.sensor_seconds,
     default_status=dg.DefaultSensorStatus.RUNNING if _DECLARED else dg.DefaultSensorStatus.STOPPED,
     description=(
         "Sees new model versions in the registries and brings each all the way: registered, evaluated on its "

@@ -25,6 +25,8 @@ _CONTENT_TYPE = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type"
 """How the file system of a scheme takes a file's content type; others guess it or have none."""
 
 _PART_BYTES = 16 * 2**20
+_SIGNS = ("size", "mtime", "ino", "ETag", "LastModified", "etag", "last_modified", "generation")
+"""What listings of folders, S3, Google and Azure have that differs for another file in the same place."""
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -235,7 +237,7 @@ def _content(path: str) -> bytes | OSError:
 
 def listing_sign(entry: Mapping[str, Any]) -> str:
     """What a listing says of a file that differs once another file is put in its place."""
-    return repr([entry.get(name) for name in ("size", "mtime", "ino", "ETag", "LastModified")])
+    return repr([entry.get(name) for name in _SIGNS])
 
 
 def parquet(table: pa.Table) -> bytes:

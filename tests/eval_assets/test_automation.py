@@ -363,6 +363,7 @@ def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_
     )
     monkeypatch.setenv("EVAL_MODELS", str(tracked))
     monkeypatch.setenv("EVAL_CACHE", str(tmp_path / "copies"))
+    monkeypatch.setenv("EVAL_SENSOR_SECONDS", "1")
     instance, log = automation.instance, tmp_path / "dagster-dev.log"
     store = ResultsStore(str(automation.project.folder / "store"))
 

@@ -230,8 +230,14 @@ def test_no_password_goes_to_a_server_without_encryption(
     ("environment", "message"),
     [
         ({"EVAL_EMAIL_TO": "a@b.org"}, "EVAL_SMTP is not: name the mail server"),
-        ({"EVAL_EMAIL_TO": "Anna", "EVAL_SMTP": "smtp://host"}, "'Anna' in EVAL_EMAIL_TO"),
-        ({"EVAL_EMAIL_TO": "a@b.org\nBcc: c@d.org", "EVAL_SMTP": "smtp://host"}, "no e-mail address"),
+        (
+            {"EVAL_EMAIL_TO": "Anna", "EVAL_SMTP": "smtp://host"},
+            "EVAL_EMAIL_TO='Anna': expected an e-mail address",
+        ),
+        (
+            {"EVAL_EMAIL_TO": "a@b.org\nBcc: c@d.org", "EVAL_SMTP": "smtp://host"},
+            "expected an e-mail address",
+        ),
         ({"EVAL_SMTP": "https://me:secret-part@host"}, "EVAL_SMTP: expected smtp://"),
         ({"EVAL_SMTP": "smtp://me:secret-part@host:port"}, "EVAL_SMTP: expected smtp://"),
     ],
