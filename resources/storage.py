@@ -1,8 +1,11 @@
 """Files below one folder or object-store URL, each put there whole: by rename (local) or by a single put."""
 
+import hashlib
 import io
 import json
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -18,12 +21,11 @@ from fsspec.core import url_to_fs
 from resources.appearing import appearing
 from resources.errors import TransientError, UserError
 
-_read_before: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-"""(root, path) -> (what the listing said of it, its content) of small files that are read again and again."""
-
 _CONTENT_TYPE = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
 """How the file system of a scheme takes a file's content type; others guess it or have none."""
 
+_REMEMBERED_BYTES = 64 * 2**20
+"""The records of some twenty thousand evaluations."""
 _PART_BYTES = 16 * 2**20
 _SIGNS = ("size", "mtime", "ino", "ETag", "LastModified", "etag", "last_modified", "generation")
 """What listings of folders, S3, Google and Azure have that differs for another file in the same place."""
@@ -99,10 +101,17 @@ class Storage:
                         "this one's is not needed"
                     ) from None
 
-    def put_file(self, path: str, source: Path) -> None:
-        """Put a local file in an object store, a large one in parts; it appears whole."""
+    def put_file(self, path: str, source: Path) -> str | None:
+        """Put a local file in an object store, a large one in parts; it appears whole.
+
+        Returns the sign that a listing now has of it; None where what is listed may be another file.
+        """
         with self.writing(path):
             self.filesystem.put_file(str(source), f"{self.root}/{path}", **self._in_parts)
+        listed = self.listing(path).get(path)
+        if listed is None or not any(repr(tag) in listed.sign for tag in _etags(source)):
+            return None
+        return listed.sign
 
     def put_json(self, path: str, value: Mapping[str, Any]) -> None:
         """Put an object as JSON; it may hold no NaN."""
@@ -111,9 +120,13 @@ class Storage:
     def get_json(self, path: str) -> dict[str, Any] | None:
         """The object in a JSON file, or None without the file."""
         try:
-            value = json.loads(self.filesystem.cat_file(f"{self.root}/{path}"))
+            return self._object(path, self.filesystem.cat_file(f"{self.root}/{path}"))
         except FileNotFoundError:
             return None
+
+    def _object(self, path: str, content: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(content)
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -126,13 +139,14 @@ class Storage:
         A file that is as this process last saw it (size, time, checksum of the listing) is not read again.
         """
         for path, (sign, _) in self.listing(pattern).items():
-            known = _read_before.get((self.root, path))
-            if known is None or known[0] != sign:
-                value = self.get_json(path)
-                if value is None:
+            content: bytes | None = _read_before.get(self.root, path, sign)
+            if content is None:
+                try:
+                    content = self.filesystem.cat_file(f"{self.root}/{path}")
+                except FileNotFoundError:
                     continue  # removed since it was listed
-                _read_before[self.root, path] = known = (sign, value)
-            yield path, known[1]
+                _read_before.put(self.root, path, sign, content)
+            yield path, self._object(path, content)
 
     def listing(self, pattern: str) -> "dict[str, Listed]":
         """The files that match, by path, sorted; ``*`` stands for any text within one name.
@@ -204,6 +218,35 @@ class Storage:
             ) from error
 
 
+class _ReadBefore:
+    """The contents of small files that are read again and again; those not asked for the longest go first."""
+
+    def __init__(self) -> None:
+        self._contents: OrderedDict[tuple[str, str], tuple[str, bytes]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, root: str, path: str, sign: str) -> bytes | None:
+        with self._lock:
+            known = self._contents.get((root, path))
+            if known is None or known[0] != sign:
+                return None
+            self._contents.move_to_end((root, path))
+            return known[1]
+
+    def put(self, root: str, path: str, sign: str, content: bytes) -> None:
+        with self._lock:
+            _, before = self._contents.pop((root, path), ("", b""))
+            self._contents[root, path] = (sign, content)
+            self._bytes += len(content) - len(before)
+            while self._bytes > _REMEMBERED_BYTES:
+                _, (_, oldest) = self._contents.popitem(last=False)
+                self._bytes -= len(oldest)
+
+
+_read_before = _ReadBefore()
+
+
 class Listed(NamedTuple):
     """What a listing says of a file: its `sign` differs once another file is put in its place; bytes."""
 
@@ -233,6 +276,17 @@ def _content(path: str) -> bytes | OSError:
         return Path(path).read_bytes()
     except OSError as error:
         return error
+
+
+def _etags(path: Path) -> tuple[str, str]:
+    """What S3 calls a file's content, by whether it was put at once or in parts."""
+    whole, parts = hashlib.md5(usedforsecurity=False), []
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            whole.update(part)
+            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
+    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return f'"{whole.hexdigest()}"', f'"{of_parts}-{len(parts)}"'
 
 
 def listing_sign(entry: Mapping[str, Any]) -> str:

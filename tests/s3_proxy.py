@@ -31,6 +31,8 @@ class Weather:
         """Set: every connection is cut at once."""
         self.kinds: dict[str, int] = {}
         """How many requests of each kind there were."""
+        self.bytes: dict[str, int] = {}
+        """How many bytes those of each kind brought there and back, without their headers."""
         self._lock = threading.Lock()
 
     def trouble(self, kind: str) -> str:
@@ -44,6 +46,11 @@ class Weather:
         if met <= self.throttled + self.cut:
             return "lost" if met % 2 else "cut"
         return ""
+
+    def carried(self, kind: str, count: int) -> None:
+        """Count what a request carried."""
+        with self._lock:
+            self.bytes[kind] = self.bytes.get(kind, 0) + count
 
 
 class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
@@ -59,7 +66,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _handle(self) -> None:
         weather = self.server.weather
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        trouble = weather.trouble(f"{self.command} {PurePosixPath(urlsplit(self.path).path).suffix}")
+        kind = f"{self.command} {PurePosixPath(urlsplit(self.path).path).suffix}"
+        trouble = weather.trouble(kind)
         if trouble == "throttled":
             self._answer(503, {"content-type": "application/xml"}, _SLOW_DOWN)
             return
@@ -72,6 +80,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
+        weather.carried(kind, len(body) + len(content))
         if trouble == "lost":
             self.close_connection = True
             return

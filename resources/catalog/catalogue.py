@@ -7,7 +7,6 @@ never wait. What can't be gone on with (none there, damaged, of another version)
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -15,20 +14,20 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from resources.catalog import intake, tables
+from resources.catalog import copies, intake, tables
+from resources.catalog.copies import CATALOG
 from resources.catalog.intake import EVALUATIONS, Content, Damage, Source
 from resources.catalog.schema import create
 from resources.errors import BusyError, TransientError, UserError
 from resources.results import ResultsStore
 
-CATALOG = "catalog.duckdb"
 _MEMORY = "400MB"
 """DuckDB's share of a refresh's memory; what needs more goes to a temporary file."""
 _FULL = "No space left on device"
@@ -107,7 +106,7 @@ class Catalog:
         """
         _elsewhere.pop(self._store.root, None)
         if not self._store.is_local:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(prefix=".", dir=copies.own_folder(self._store)) as folder:
                 return self._refresh_remote(Path(folder))
         root = Path(self._store.root)
         try:
@@ -117,7 +116,7 @@ class Catalog:
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise self._refused(error) from error
-        own = _own_folder(self._store.root)
+        own = copies.own_folder(self._store)
         theirs = root / CATALOG
         if theirs.exists() and _newer(theirs, own / CATALOG):
             shutil.copyfile(theirs, own / CATALOG)
@@ -127,24 +126,22 @@ class Catalog:
     def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A read-only connection to the catalogue as it is; raises UserError where there is none."""
         path = _elsewhere.get(self._store.root)
-        if path is None and not self._store.filesystem.exists(self._path):
+        if path is None:
+            path = Path(self._path) if self._store.is_local else copies.fetched(self._store)[0]
+        if path is None or not path.exists():
             raise UserError(
                 f"no catalogue in {self._store.root}: materialize the asset 'leaderboard' ('make demo' does)"
             )
-        with tempfile.TemporaryDirectory() as folder:
-            if path is None and not self._store.is_local:
-                path = Path(folder, CATALOG)
-                self._store.filesystem.get_file(self._path, str(path))
-            try:
-                with _opened(path or Path(self._path)) as connection:
-                    yield connection
-            except duckdb.Error as error:
-                if not _is_of_file(error):
-                    raise
-                raise UserError(
-                    f"the catalogue {self.path} is damaged ({_line(error)}): remove it and refresh, it is "
-                    "made again"
-                ) from error
+        try:
+            with _opened(path) as connection:
+                yield connection
+        except duckdb.Error as error:
+            if not _is_of_file(error):
+                raise
+            raise UserError(
+                f"the catalogue {self.path} is damaged ({_line(error)}): remove it and refresh, it is "
+                "made again"
+            ) from error
 
     # -- one refresh ------------------------------------------------------------------------------
 
@@ -171,28 +168,27 @@ class Catalog:
                 _remove(folder, made.name)
 
     def _refresh_remote(self, folder: Path) -> Refresh:
-        base = folder / CATALOG
+        made = folder / CATALOG
         for _ in range(5):
-            sign = self._store.listing(CATALOG)
-            base.unlink(missing_ok=True)
-            if sign:
-                self._store.filesystem.get_file(self._path, str(base))
-            difference = self._difference(base)
+            base, sign = copies.fetched(self._store)
+            difference = self._difference(base or made)
             if difference.nothing:
                 return _result(difference, difference.damages)
-            made = folder / f"{CATALOG}.made"
-            made.unlink(missing_ok=True)
             refresh = self._made(difference, made)
-            if self._store.listing(CATALOG) == sign:  # else another process was quicker: go on from its own
+            listed = self._store.listing(CATALOG).get(CATALOG)
+            if (listed.sign if listed else "") == sign:
                 try:
-                    self._store.put_file(CATALOG, made)
+                    put = self._store.put_file(CATALOG, made)
                 except TransientError as error:
                     if not isinstance(error.__cause__, PermissionError):
                         raise
-                    own = _own_folder(self._store.root) / CATALOG
-                    shutil.copyfile(made, own)
+                    own = copies.own_folder(self._store) / CATALOG
+                    made.replace(own)
                     return self._own(refresh, own)
+                if put is not None:
+                    copies.keep(self._store, put, made)
                 return refresh
+            made.unlink()  # another process was quicker: go on from its own
         raise BusyError(f"{self._path}: other processes refresh it all the time; try again later")
 
     def _own(self, refresh: Refresh, path: Path) -> Refresh:
@@ -360,20 +356,6 @@ def _alone(folder: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(_LOOK_SECONDS)
         yield
-
-
-def _own_folder(root: str) -> Path:
-    """This user's folder for the catalogue of a store that can't be written; the next command finds it."""
-    name = f"catalogues-{os.getuid()}"
-    base = Path(tempfile.gettempdir(), name)
-    with suppress(FileExistsError):
-        base.mkdir(mode=0o700)
-    stat = base.lstat()
-    if stat.st_uid != os.getuid() or not base.is_dir() or base.is_symlink():
-        raise UserError(f"{base} belongs to another user: set TMPDIR to a folder of your own")
-    folder = base / hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:16]
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _remove(folder: Path, beginning: str) -> None:

@@ -229,7 +229,7 @@ def test_a_key_is_one_segment_of_a_path_and_comes_back(key: str) -> None:
     assert key_of_segment(segment) == key
 
 
-@pytest.mark.parametrize("root", ["gs://bucket/results", "nosuch://bucket"])
+@pytest.mark.parametrize("root", ["az://bucket/results", "nosuch://bucket"])
 @pytest.mark.parametrize("opened", [ResultsStore, FolderRegistry])
 def test_a_url_that_nothing_here_can_open_is_one_line(opened: Callable[[str], object], root: str) -> None:
     with pytest.raises(UserError, match=f"^{root} can't be opened: .*") as error:

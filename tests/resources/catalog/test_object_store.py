@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import resources.catalog.catalogue
@@ -86,10 +87,74 @@ def test_a_viewer_of_a_bucket_has_what_is_new_in_a_catalogue_of_their_own(
     assert store.exists("catalog.duckdb")
 
 
+def catalogues(weather: Weather) -> tuple[bool, bool]:
+    """Whether the catalogue was fetched and put since the last look."""
+    fetched, put = weather.bytes.pop("GET .duckdb", 0), weather.bytes.pop("PUT .duckdb", 0)
+    return bool(fetched), bool(put)
+
+
+def test_a_catalogue_is_transferred_only_where_it_is_another_one(
+    store: ResultsStore, weather: Weather, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At ten million samples each command would move half a gigabyte twice to show a leaderboard."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "one"))
+    (tmp_path / "one").mkdir()
+    commit(store, "m@1", [1.0, 0.0])
+    catalog, asked = Catalog(store), "SELECT count(*) FROM samples"
+    catalog.refresh()
+    assert catalogues(weather) == (False, True)
+    assert query(catalog, asked) == [(2,)]
+    catalog.refresh()
+    assert query(catalog, asked) == [(2,)]
+    assert catalogues(weather) == (False, False)
+    commit(store, "m@2", [1.0, 0.0])
+    assert catalog.refresh().added == 1
+    assert query(catalog, asked) == [(4,)]
+    assert catalogues(weather) == (False, True)
+    with monkeypatch.context() as another_machine:
+        (tmp_path / "other").mkdir()
+        another_machine.setattr(tempfile, "tempdir", str(tmp_path / "other"))
+        assert query(catalog, asked) == [(4,)]
+        assert catalogues(weather) == (True, False)
+        commit(store, "m@3", [1.0, 0.0])
+        assert catalog.refresh().added == 1
+        assert query(catalog, asked) == [(6,)]
+        assert catalogues(weather) == (False, True)
+    with catalog.connect() as reader:
+        assert reader.execute(asked).fetchall() == [(6,)]
+        assert catalogues(weather) == (True, False)
+        for number in range(4, 7):
+            commit(store, f"m@{number}", [1.0, 0.0])
+            assert catalog.refresh().total == number
+            assert query(catalog, asked) == [(2 * number,)]
+        assert reader.execute(asked).fetchall() == [(6,)]
+    [kept] = (tmp_path / "one").glob("catalogues-*/*")
+    assert len(list(kept.iterdir())) == 2, "what is no longer of use fills the disk"
+
+
+def test_a_catalogue_that_another_put_at_the_same_moment_is_not_taken_for_ones_own(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    commit(store, "m@1", [1.0, 0.0])
+    put_file, others = store.filesystem.put_file, tmp_path / "others"
+    with duckdb.connect(str(others)) as connection:
+        connection.execute("CREATE TABLE others AS SELECT 42 AS answer")
+
+    def overtaken(source: str, path: str, **options: object) -> None:
+        put_file(source, path, **options)
+        put_file(str(others), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.filesystem, "put_file", overtaken)
+        Catalog(store).refresh()
+    assert query(Catalog(store), "FROM others") == [(42,)]
+
+
 def test_a_large_file_is_put_in_parts_and_comes_back_whole(store: ResultsStore, tmp_path: Path) -> None:
     content = os.urandom(2**20) * 40
     (tmp_path / "large").write_bytes(content)
-    store.put_file("large", tmp_path / "large")
+    assert store.put_file("large", tmp_path / "large") == store.listing("large")["large"].sign
     assert store.filesystem.info(f"{store.root}/large")["ETag"].strip('"').endswith("-3")
     assert store.filesystem.cat_file(f"{store.root}/large") == content
 
