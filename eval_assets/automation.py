@@ -16,7 +16,7 @@ from eval_assets.operations.notifications import report_given_up
 from eval_assets.partitions import models, row_tags
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
-from resources.pods.tags import IN_FLIGHT
+from resources.pods.tags import EVALUATION, IN_FLIGHT, ROW_JOB
 from resources.registries import Listing, Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -94,8 +94,8 @@ prepare_benchmarks = dg.define_asset_job(
     description="Normalize and fingerprint benchmarks.",
 )
 evaluate_models = dg.define_asset_job(
-    "evaluate_models",
-    selection=["evaluation"],
+    ROW_JOB,
+    selection=[EVALUATION],
     description="Evaluate cells of the grid; a run over a model's row loads its weights once.",
 )
 judge_models = dg.define_asset_job(
@@ -131,7 +131,7 @@ def run_request(look: Observer, request: Request, priority: str) -> dg.RunReques
         case Work.EVALUATE:
             entry = look.tracking.entry_of(request.model)
             tags |= {**row_tags(request.model, request.datasets), **entry.pod_tags()}
-            return dg.RunRequest(run_key, tags=tags, job_name="evaluate_models")
+            return dg.RunRequest(run_key, tags=tags, job_name=ROW_JOB)
         case Work.JUDGE:
             return dg.RunRequest(run_key, tags=tags, job_name="judge_models", partition_key=first.model)
 
@@ -324,7 +324,7 @@ def keep_report_fresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | 
         event = instance.get_latest_materialization_event(dg.AssetKey(asset))
         return 0.0 if event is None else event.timestamp
 
-    if max(latest("evaluation"), latest("promotion")) <= latest("report"):
+    if max(latest(EVALUATION), latest("promotion")) <= latest("report"):
         return dg.SkipReason("nothing was evaluated or judged since the last report")
     at_work = dg.RunsFilter(job_name=refresh_leaderboard.name, statuses=IN_FLIGHT)
     if instance.get_runs_count(at_work):

@@ -33,6 +33,7 @@ from eval_assets.tasks import SCORING_VERSION
 from resources import interrupts, spans
 from resources.configured import EngineResource
 from resources.errors import UserError
+from resources.pods.tags import EVALUATION
 from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Sample
 from resources.registries import ModelVersion, Registry
 from resources.results import ResultsStore
@@ -90,7 +91,7 @@ def _column_schema() -> dg.TableSchema:
 
 
 @dg.multi_asset(
-    name="evaluation",
+    name=EVALUATION,
     specs=[
         dg.AssetSpec(
             "evaluation",

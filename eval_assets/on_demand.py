@@ -18,6 +18,7 @@ from eval_assets.model_versions import register
 from eval_assets.partitions import SUITE, RunCell
 from resources.configured import EngineResource
 from resources.errors import UserError
+from resources.pods.tags import ON_DEMAND_JOB, ON_DEMAND_OP
 from resources.registries import Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -32,7 +33,7 @@ class EvaluateConfig(dg.Config):
     force: bool = Field(default=False, description="evaluate again what is committed already")
 
 
-@dg.op(tags={"kind": "pytorch"})
+@dg.op(name=ON_DEMAND_OP, tags={"kind": "pytorch"})
 def evaluate_named(
     context: dg.OpExecutionContext,
     config: EvaluateConfig,
@@ -80,6 +81,7 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], what: str) -> list[st
 
 
 @dg.job(
+    name=ON_DEMAND_JOB,
     description="Evaluate what you name in the configuration: models, benchmarks, items, again or not.",
     tags={PRIORITY_TAG: "10"},
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from eval_assets.suite import load_suite
-from resources.pods.tags import DATASETS_TAG
+from resources.pods.tags import DATASETS_TAG, RANGE_TAGS
 from resources.settings import Settings
 
 SUITE = load_suite(Settings.from_environment().benchmarks)
@@ -20,9 +20,6 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 models = dg.DynamicPartitionsDefinition(name="model")
 datasets = dg.StaticPartitionsDefinition(list(SUITE))
 grid = dg.MultiPartitionsDefinition({"dataset": datasets, "model": models})
-
-_RANGE_START = "dagster/asset_partition_range_start"
-_RANGE_END = "dagster/asset_partition_range_end"
 
 
 def cell_key(dataset: str, model: str) -> dg.MultiPartitionKey:
@@ -39,10 +36,8 @@ def row_tags(model: str, wanted: Iterable[str]) -> dict[str, str]:
     order = list(SUITE)
     chosen = sorted(set(wanted), key=order.index)
     between = order[order.index(chosen[0]) : order.index(chosen[-1]) + 1]
-    tags = {
-        _RANGE_START: str(cell_key(chosen[0], model)),
-        _RANGE_END: str(cell_key(chosen[-1], model)),
-    }
+    ends = (str(cell_key(chosen[0], model)), str(cell_key(chosen[-1], model)))
+    tags = dict(zip(RANGE_TAGS, ends, strict=True))
     if between != chosen:
         tags[DATASETS_TAG] = ",".join(chosen)
     return tags

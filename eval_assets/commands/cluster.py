@@ -31,13 +31,14 @@ def pod(out: Output, model: str, dataset: str) -> None:
     from resources.launcher import catalogue_of
     from resources.pods.planning import of_people, plan_pod, purpose_of
     from resources.pods.preview import job_yaml
+    from resources.pods.tags import ROW_JOB
 
     runs = Runs()
     key = str(ModelKey.parse(model))
     entry = runs.tracking.entry_of(key)
     datasets = [benchmark_named(dataset)] if dataset else entry.datasets(SUITE)
     tags = {**entry.pod_tags(), **row_tags(key, datasets)}
-    run = dg.DagsterRun(job_name="evaluate_models", run_id="", tags=tags)
+    run = dg.DagsterRun(job_name=ROW_JOB, run_id="", tags=tags)
     catalogue = catalogue_of(runs.settings)
     plan = plan_pod(purpose_of(run), catalogue, runs.store, runs.instance, of_people(run, runs.instance))
     launcher = runs.instance.get_ref().run_launcher_data

@@ -21,7 +21,16 @@ from eval_assets.grid.reconciling import Failures, Task, Work
 from eval_assets.partitions import SUITE, grid
 from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
-from resources.pods.tags import AS_IT_IS, DATASETS_TAG, IN_FLIGHT, TAKEN_AWAY, TASKS_TAG, ending_of
+from resources.pods.tags import (
+    AS_IT_IS,
+    DATASETS_TAG,
+    IN_FLIGHT,
+    TAKEN_AWAY,
+    TASKS_TAG,
+    ending_of,
+    ends_of,
+    evaluates,
+)
 from resources.settings import Settings
 
 WORK_TAG = "eval/work"
@@ -68,8 +77,7 @@ def tasks_in(tags: Mapping[str, str]) -> list[Task]:
 
 def tasks_of(run: dg.DagsterRun) -> list[Task]:
     """What a run is for; of one that nobody tagged, the cells of its partitions, without fingerprints."""
-    selected = run.asset_selection or set()
-    if run.job_name == "evaluate_models" or dg.AssetKey("evaluation") in selected:
+    if evaluates(run):
         cells = [Task(Work.EVALUATE, model, dataset) for dataset, model in _cells_of_tags(run.tags)]
         return tasks_in(run.tags) or cells
     return tasks_in(run.tags)
@@ -257,9 +265,8 @@ def one_line(error: Exception) -> str:
 
 
 def _cells_of_tags(tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    start = tags.get("dagster/asset_partition_range_start") or tags.get("dagster/partition")
-    end = tags.get("dagster/asset_partition_range_end") or start
-    if start is None or end is None:
+    start, end = ends_of(tags)
+    if not start:
         return []
     first = grid.get_partition_key_from_str(start).keys_by_dimension
     last = grid.get_partition_key_from_str(end).keys_by_dimension

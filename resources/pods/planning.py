@@ -28,23 +28,23 @@ from resources.pods.tags import (
     DATASETS_TAG,
     DTYPE_TAG,
     MODEL_TAG,
+    ON_DEMAND_JOB,
+    ON_DEMAND_OP,
     POD_TAG,
     TAKEN_AWAY,
     TASKS_TAG,
     TEAM_TAG,
     Kind,
     ending_of,
+    ends_of,
+    evaluates,
 )
 from resources.registries import ModelVersion
 from resources.results import ResultsStore
 
 REMEMBERED = timedelta(days=90)
 
-_ASSET = "evaluation"
-_ON_DEMAND = "evaluate_on_demand"
 _PRIORITY = "dagster/priority"
-_SINGLE = "dagster/partition"
-_RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +102,16 @@ def purpose_of(run: dg.DagsterRun, known: Iterable[str] = ()) -> Purpose:
         team=tags.get(TEAM_TAG, ""),
         dtype=tags.get(DTYPE_TAG, "auto"),
     )
-    if run.job_name == _ON_DEMAND:
+    if run.job_name == ON_DEMAND_JOB:
         ops: Any = run.run_config.get("ops", {})
-        config = ops.get("evaluate_named", {}).get("config", {})
+        config = ops.get(ON_DEMAND_OP, {}).get("config", {})
         patterns = [pattern for pattern in config.get("models", []) if isinstance(pattern, str)]
         models = [key for key in known if any(fnmatchcase(key, pattern) for pattern in patterns)]
         datasets = [name for name in config.get("benchmarks", []) if isinstance(name, str)]
         return replace(nothing, models=tuple(models or patterns), datasets=tuple(datasets))
-    if dg.AssetKey(_ASSET) not in (run.asset_selection or ()) and run.job_name != "evaluate_models":
+    if not evaluates(run):
         return nothing
-    start = tags.get(_SINGLE) or tags.get(_RANGE[0], "")
-    end = tags.get(_SINGLE) or tags.get(_RANGE[1], start)
+    start, end = ends_of(tags)
     dataset, _, model = start.partition("|")
     if not model or end.partition("|")[2] != model:
         raise UserError(

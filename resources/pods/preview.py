@@ -11,6 +11,7 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import construct_dagster_k8s_job
 
 from resources.pods.planning import Plan
+from resources.pods.tags import ROW_JOB
 
 _LAUNCHER: Mapping[str, Any] = {
     **dict.fromkeys(("image_pull_policy", "service_account_name", "scheduler_name", "job_image")),
@@ -33,7 +34,7 @@ def job_yaml(plan: Plan, launcher: Mapping[str, Any]) -> str:
         known["job_image"] = f"(from the environment: {image.get('env')})"
     stand_in: Any = SimpleNamespace(**{**_LAUNCHER, "job_image": "(your image)", **known})
     run_id = "00000000-0000-0000-0000-000000000000"
-    run = dg.DagsterRun(job_name="evaluate_models", run_id=run_id, tags=plan.tags(run_id))
+    run = dg.DagsterRun(job_name=ROW_JOB, run_id=run_id, tags=plan.tags(run_id))
     context = K8sContainerContext.create_for_run(run, stand_in, include_run_tags=True)
     job = construct_dagster_k8s_job(
         job_config=context.get_k8s_job_config(None, stand_in),

@@ -1,6 +1,7 @@
 """What runs and their pods say of each other, as tags of Dagster's runs. Imports nothing of Kubernetes."""
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +21,14 @@ TASKS_TAG = "eval/tasks"
 COST_TAG = "eval/estimated_cost"
 ENDED_TAG = "eval/ended"
 """On a run whose pod did not end by itself: how, as JSON with ``run``, ``kind``, ``reason``, ``memory``."""
+
+
+EVALUATION, ROW_JOB = "evaluation", "evaluate_models"
+"""The asset whose cells runs compute, and the job that computes those of one model."""
+ON_DEMAND_JOB, ON_DEMAND_OP = "evaluate_on_demand", "evaluate_named"
+"""The job whose configuration says what to evaluate, and the op that it configures."""
+SINGLE_TAG = "dagster/partition"
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
 class Kind(StrEnum):
@@ -46,6 +55,17 @@ TAKEN_AWAY = (Kind.EVICTED, Kind.NODE_LOST)
 """The cluster's doing: no failure of the run."""
 AS_IT_IS = (Kind.UNABLE,)
 """Trying again as it is changes nothing."""
+
+
+def evaluates(run: dg.DagsterRun) -> bool:
+    """Whether a run computes cells of the grid, from a job of ours or as Dagster's UI launches assets."""
+    return run.job_name == ROW_JOB or dg.AssetKey(EVALUATION) in (run.asset_selection or ())
+
+
+def ends_of(tags: Mapping[str, str]) -> tuple[str, str]:
+    """The first and the last partition of a run's tags; empty where there are none."""
+    first = tags.get(SINGLE_TAG) or tags.get(RANGE_TAGS[0], "")
+    return first, tags.get(SINGLE_TAG) or tags.get(RANGE_TAGS[1], first)
 
 
 def is_planned(run: dg.DagsterRun) -> bool:
