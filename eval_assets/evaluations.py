@@ -24,10 +24,11 @@ from eval_assets.grid.comparing import CellComparison, compare_records
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.prepared import PreparedBenchmark
 from eval_assets.grid.reconciling import Task, Work
-from eval_assets.materializations import record_materialization
+from eval_assets.materializations import record_materialization, report_link
 from eval_assets.model_versions import recorded
 from eval_assets.operations.pushgateway import Pushing
 from eval_assets.partitions import SUITE, RunCell, cell_key, cells_of_run, grid
+from eval_assets.report.naming import cell_page
 from eval_assets.statistics.sequential import decide
 from eval_assets.tasks import SCORING_VERSION
 from resources import interrupts, spans
@@ -319,7 +320,8 @@ class _Cell:
             data_version=outcome.record["fingerprint"],
             code_version=SCORING_VERSION,
             inputs={"model_version": [cell.model], "benchmark": [cell.dataset]},
-            metadata=_metadata(outcome, samples, benchmark.available),
+            metadata=_metadata(outcome, samples, benchmark.available)
+            | report_link(self._settings, cell_page(cell.dataset, cell.model)),
         )
         outcomes = check_cell(benchmark, outcome.record, samples)
         if compared is not None:
@@ -404,7 +406,7 @@ def _summary(outcome: Outcome) -> str:
     return f"{record['model']} on {record['dataset']}: {value}, n={record['samples']} ({how})"
 
 
-def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> Mapping[str, Any]:
+def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> dict[str, Any]:
     """What the UI lists of a cell, in this order: the result, what it rests on, the cost, the identity."""
     record = outcome.record
     score = record["score"]

@@ -7,8 +7,11 @@ from typing import Any
 import dagster as dg
 
 from eval_assets.grid.attempts import begin
+from eval_assets.materializations import report_link
+from eval_assets.report.naming import INDEX
 from resources.catalog import Catalog
 from resources.results import ResultsStore
+from resources.settings import Settings
 
 _DESCRIPTIONS = {
     "benchmark": "The benchmark's key.",
@@ -146,5 +149,6 @@ def leaderboard(
             "removed": refresh.removed,
             "damaged": refresh.damaged,
             "catalogue": dg.MetadataValue.path(f"{store.root}/catalog.duckdb"),
+            **report_link(Settings.from_environment(), INDEX),
         }
     )

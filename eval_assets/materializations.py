@@ -17,6 +17,9 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
+from eval_assets.report.naming import address
+from resources.settings import Settings
+
 
 def record_materialization(
     context: dg.AssetExecutionContext | dg.OpExecutionContext,
@@ -44,6 +47,16 @@ def record_materialization(
     context.log_event(
         dg.AssetMaterialization(asset_key=asset, partition=partition, metadata=dict(metadata), tags=tags)
     )
+
+
+def report_link(settings: Settings, page: str) -> dict[str, dg.UrlMetadataValue]:
+    """Metadata that leads to a page of the report, where EVAL_REPORT_URL says where people open that.
+
+    The page is there, or new, once the asset `report` has been refreshed.
+    """
+    if not settings.report_url.startswith(("http://", "https://")):
+        return {}
+    return {"report": dg.MetadataValue.url(address(settings.report_url, page))}
 
 
 def latest_materialization(

@@ -20,10 +20,11 @@ from eval_assets.grid.comparing import CellComparison, compare_cells, markdown
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.reconciling import Task, Work, judgement
 from eval_assets.grid.tracking import TrackedModels
-from eval_assets.materializations import record_materialization
+from eval_assets.materializations import record_materialization, report_link
 from eval_assets.model_versions import recorded
 from eval_assets.operations.notifications import notify
 from eval_assets.partitions import cell_key, models
+from eval_assets.report.naming import model_page
 from eval_assets.statistics.verdicts import FamilyVerdict, family_verdict
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
@@ -163,6 +164,7 @@ def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> Non
             "action": action,
             "baseline": found.baseline or "none",
             "benchmarks": dg.MetadataValue.md(markdown(verdict["cells"], found.missing)),
+            **report_link(look.settings, model_page(key)),
         },
     )
     context.log.info(f"{key}: {found.status}: {found.reason}; {action}")

@@ -6,6 +6,8 @@ import dagster as dg
 
 from eval_assets.grid.attempts import begin
 from eval_assets.leaderboard import leaderboard, leaderboard_rows, markdown
+from eval_assets.materializations import report_link
+from eval_assets.report.naming import INDEX
 from resources.catalog import Catalog
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -38,7 +40,7 @@ def report(
     Pages whose data is as it was are kept as they are.
     """
     # Only here: the charts' package takes a second to import, which no other process should pay for.
-    from eval_assets.report import Limits, build_report, leaderboard_picture
+    from eval_assets.report.building import Limits, build_report, leaderboard_picture
 
     begin(context)
     settings = Settings.from_environment()
@@ -53,17 +55,16 @@ def report(
     table = markdown(rows[:ROWS])
     if len(rows) > ROWS:
         table += f"\n\n{len(rows) - ROWS:,} more rows are in the report."
-    address = settings.report_url or built.index
     return dg.MaterializeResult(
         metadata={
-            "report": dg.MetadataValue.url(address)
-            if address.startswith(("http://", "https://"))
-            else dg.MetadataValue.path(address),
+            # Without an address a path to copy: no browser follows a link to a file from a server's page.
+            "report": dg.MetadataValue.path(built.index),
             "picture": dg.MetadataValue.md(f"![The leaderboard](data:image/png;base64,{picture})"),
             "leaderboard": dg.MetadataValue.md(table),
             "pages_written": built.pages_written,
             "pages_kept": built.pages_kept,
             "pages_removed": built.pages_removed,
             "seconds": round(built.seconds, 2),
+            **report_link(settings, INDEX),
         }
     )

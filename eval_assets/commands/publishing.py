@@ -23,7 +23,7 @@ def report(out: Output, opens: bool) -> None:
     from rich.progress import Progress
 
     from eval_assets.commands.results import fresh_catalog
-    from eval_assets.report import build_report
+    from eval_assets.report.building import build_report
     from resources.results import ResultsStore
     from resources.settings import Settings
 

@@ -1,5 +1,4 @@
-"""The report: a static site of the results, opened from a folder or behind any web server."""
+"""The report: a static site of the results, opened from a folder or behind any web server (`building`).
 
-from eval_assets.report.building import Limits, Report, build_report, leaderboard_picture
-
-__all__ = ["Limits", "Report", "build_report", "leaderboard_picture"]
+Nothing is imported here: the charts' package takes a second, and who only names a page (`naming`) needs none.
+"""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import duckdb
 
@@ -82,13 +83,18 @@ def leaderboard_picture(store: ResultsStore) -> bytes:
     return charts.heat_map(table)
 
 
-def in_production(store: ResultsStore) -> frozenset[str]:
-    """The versions to which an alias points, as far as this store has recorded it."""
-    latest: dict[tuple[str, str], str] = {}
+def in_production(store: ResultsStore) -> dict[str, datetime | None]:
+    """The versions to which an alias points, and since when, as far as this store has recorded it.
+
+    The registry isn't asked: a report needs nothing but the store. So an alias that somebody moved by hand
+    is not where it is; the pages say that this is what was recorded.
+    """
+    latest: dict[tuple[str, str], tuple[str, datetime | None]] = {}
     for path, move in store.json_files("promotions/*/*.json"):
         name = key_of_segment(path.split("/")[1])
-        latest[name, move["alias"]] = f"{name}@{move['to']}"
-    return frozenset(latest.values())
+        at = datetime.fromisoformat(move["at"]).astimezone(UTC) if move["at"] else None
+        latest[name, move["alias"]] = f"{name}@{move['to']}", at
+    return dict(latest.values())
 
 
 def site(results: Results, connection: duckdb.DuckDBPyConnection, limits: Limits, ui: str) -> list[Page]:

@@ -37,7 +37,14 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
 
     def files() -> Iterator[tuple[str, bytes]]:
         found: dict[str, Any] = {"data": "", "shown": 0, "differing": 0, "metrics": [], "groups": []}
-        found |= {"metric_chart": "", "calibration": [], "reliability": "", "lengths": [], "length_chart": ""}
+        found |= {
+            "metric_chart": "",
+            "calibration": [],
+            "reliability": "",
+            "lengths": [],
+            "length_chart": "",
+            "histogram": [],
+        }
         if items and baseline is not None and candidate is not None:
             with cursor() as connection:
                 rows = [read_samples(connection, side) for side in (baseline, candidate)]
@@ -95,6 +102,7 @@ def _analysed(
     calibration = _known(pairing.calibration(side, of) for side, of in by_side.items())
     outputs = _known(pairing.output_length(side, of) for side, of in by_side.items())
     choices = _known(pairing.choice_length(side, of) for side, of in by_side.items())
+    histogram = pairing.histogram(by_side) if outputs else []
     shown = [
         {"what": one.what, "d": one.difference, "low": one.low, "high": one.high, "n": one.n}
         for one in metrics
@@ -115,7 +123,8 @@ def _analysed(
         if calibration
         else "",
         "lengths": outputs or choices,
-        "length_chart": charts.lengths(pairing.histogram(by_side)) if outputs else "",
+        "length_chart": charts.lengths(histogram) if outputs else "",
+        "histogram": histogram,
     }
 
 

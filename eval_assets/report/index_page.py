@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from eval_assets.report import naming
@@ -24,6 +25,8 @@ class Shown:
     low: float | None = None
     high: float | None = None
     n: int = 0
+    available: int | None = None
+    """Items that the benchmark has; None where that isn't known."""
     rank: int | None = None
     shade: int = 0
     imported: bool = False
@@ -50,15 +53,19 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A version: `unbeaten` of its `scored` benchmarks have no version that is shown to be better."""
+    """A version: on `unbeaten` of the `ranked` benchmarks no version is shown to be better.
+
+    `since` is when it was put into production, as far as that is known.
+    """
 
     model: str
     page: str
     production: bool
+    since: datetime | None
     deleted: bool
     verdict: str
     unbeaten: int
-    scored: int
+    ranked: int
     cells: Sequence[Shown]
 
 
@@ -71,7 +78,11 @@ class Table:
 
 
 def leaderboard_table(results: Results) -> Table:
-    """The leaderboard: versions in rows, first those that the most benchmarks don't show to be beaten."""
+    """The leaderboard: versions in rows, by name, of each model the latest first.
+
+    No order by merit: by the benchmarks where a version is unbeaten, those would be on top that were asked
+    the fewest items, which show nothing.
+    """
     columns, cells = [], {}
     for dataset in results.datasets:
         column, found = _column(results, dataset)
@@ -86,14 +97,14 @@ def leaderboard_table(results: Results) -> Table:
                 model,
                 naming.model_page(model),
                 model in results.production,
+                results.production.get(model),
                 model in results.deleted,
                 "" if verdict is None else verdict.status,
                 sum(cell.rank == 1 for cell in shown),
-                sum(cell.state == "scored" for cell in shown),
+                sum(cell.rank is not None for cell in shown),
                 shown,
             )
         )
-    rows.sort(key=lambda row: -row.unbeaten)
     position = {row.model: at for at, row in enumerate(rows)}
     return Table(
         columns,
@@ -149,8 +160,8 @@ def _column(results: Results, dataset: str) -> tuple[Column, dict[str, Shown]]:
                 "difference_high": high if known else None,
             }
         found[model] = Shown(
-            "scored", page, one.value, one.ci_low, one.ci_high, one.samples, rank[model], shade[model],
-            one.of_record("origin") is not None, **shown,
+            "scored", page, one.value, one.ci_low, one.ci_high, one.samples, one.items_available, rank[model],
+            shade[model], one.of_record("origin") is not None, **shown,
         )  # fmt: skip
     for (name, model), damages in results.damaged_cells.items():
         if name == dataset:

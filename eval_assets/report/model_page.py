@@ -151,7 +151,7 @@ _SHOWN_BESIDE = attrgetter("state", "page", "value", "low", "high", "n")
 
 def _facts(row: Row) -> list[Any]:
     """What the page of a version shows of its row; how the leaderboard colours it is not among it."""
-    whole = [row.model, row.production, row.deleted, row.verdict, row.unbeaten, row.scored]
+    whole = [row.model, row.production, str(row.since), row.deleted, row.verdict, row.unbeaten, row.ranked]
     return [*whole, *map(_SHOWN, row.cells)]
 
 

@@ -38,6 +38,13 @@ def comparison_page(dataset: str, model: str) -> str:
     return f"comparisons/{slug(dataset)}/{slug(model)}.html"
 
 
+def address(site: str, page: str) -> str:
+    """Where people open a page of the report whose index is at the URL `site`."""
+    if page == INDEX:
+        return site
+    return f"{site.removesuffix(INDEX).rstrip('/')}/{quote(page, safe='/@~')}"
+
+
 def link(page: str, target: str) -> str:
     """The address of `target` as `page` writes it: relative, so that the site may stand anywhere."""
     return quote(posixpath.relpath(f"/{target}", f"/{posixpath.dirname(page)}"), safe="/@~")

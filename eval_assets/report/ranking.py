@@ -26,6 +26,8 @@ def ranks(
 ) -> dict[str, int | None]:
     """1 + the number of versions that are shown to be better, for each version; None without an interval.
 
+    An interval of no width is none: equal scores say nothing of how far off they are.
+
     Of two that were compared item by item (`verdicts`: candidate, baseline -> verdict) that verdict alone
     counts: only 'better' and 'worse' say that one is better. Of others, one is shown to be better whose whole
     95 % interval is on the better side of the other's, as in Chatbot Arena's ranks (Chiang et al. 2024). So
@@ -35,7 +37,7 @@ def ranks(
     bounds = {
         one.model: tuple(sorted((sign * one.low, sign * one.high)))
         for one in scores
-        if one.low is not None and one.high is not None
+        if one.low is not None and one.high is not None and one.low < one.high
     }
     lows = sorted(low for low, _ in bounds.values())
     above = {model: len(lows) - bisect_right(lows, high) for model, (_, high) in bounds.items()}

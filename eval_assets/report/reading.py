@@ -197,7 +197,7 @@ class Results:
     """All that the pages are made of but samples and metrics, which are read for one page at a time.
 
     `current` has each cell's current evaluation by (dataset, model), of those that can be read; `damaged` is
-    what can't be. `production` are versions in production.
+    what can't be. `production` are the versions in production, and since when, as this store has recorded it.
     """
 
     evaluations: Sequence[Evaluation]
@@ -206,7 +206,7 @@ class Results:
     verdicts: Mapping[str, Verdict]
     deleted: frozenset[str]
     damaged: Sequence[Damage]
-    production: frozenset[str]
+    production: Mapping[str, datetime | None]
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -267,7 +267,7 @@ class Results:
         )
 
 
-def read_results(connection: duckdb.DuckDBPyConnection, production: frozenset[str]) -> Results:
+def read_results(connection: duckdb.DuckDBPyConnection, production: Mapping[str, datetime | None]) -> Results:
     """Read the catalogue. Times are in UTC, wherever it is read."""
     connection.execute("SET TimeZone = 'UTC'")
 

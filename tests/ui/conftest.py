@@ -20,6 +20,7 @@ from tests.ui.server import dagster_dev
 DATASETS = ("capitals", "sentences")
 MODELS = ("tiny@1", "tiny@2")
 BACKFILL_SECONDS = 180.0
+REPORT_URL = "http://127.0.0.1:9/report/"
 LARGE = 12_000
 """Rows appended to the benchmark whose evaluation is to be cancelled."""
 HOSTILE = (
@@ -42,10 +43,8 @@ class Site:
         return {f"{record['dataset']}|{record['model']}" for _, record in self.runs.store.records()}
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """tiny@1 and tiny@2 registered; capitals, sentences and a large capitals_written prepared."""
-    folder = tmp_path_factory.mktemp("site")
+def tiny_project(folder: Path, patch: pytest.MonkeyPatch, **settings: str) -> Runs:
+    """A project of its own in a folder: tiny@1 and tiny@2 registered, the environment set for it."""
     for version in (1, 2):
         make_model(folder / "models" / "tiny" / str(version), seed=version)
     home = folder / "home"
@@ -53,18 +52,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     shutil.copy(ROOT / "deployments" / "local" / "dagster.yaml", home)
     environment = {
         "DAGSTER_HOME": home,
-        "DAGSTER_DISABLE_TELEMETRY": "yes",
         "EVAL_STORE": folder / "store",
         "EVAL_REGISTRY": folder / "models",
         "EVAL_DEVICE": "cpu",
         "EVAL_THREADS": "1",
-        "EVAL_BATCH_TOKENS": "256",
+        **settings,
     }
+    for name, value in environment.items():
+        patch.setenv(name, str(value))
+    runs = Runs()
+    runs.register(MODELS)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """tiny@1 and tiny@2 registered; capitals, sentences and a large capitals_written prepared."""
+    folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, str(value))
-        runs = Runs()
-        runs.register(MODELS)
+        settings = {
+            "DAGSTER_DISABLE_TELEMETRY": "yes",
+            "EVAL_BATCH_TOKENS": "256",
+            "EVAL_REPORT_URL": REPORT_URL,
+        }
+        runs = tiny_project(folder, patch, **settings)
         _prepare(runs)
         with dagster_dev(folder / "dagster-dev.log") as url:
             yield Site(url, runs)

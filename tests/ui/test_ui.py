@@ -10,7 +10,9 @@ import dagster as dg
 from playwright.sync_api import Page, Request, expect
 
 from eval_assets.gates import check_specs
-from tests.ui.conftest import DATASETS, HOSTILE, MODELS, Save, Site
+from eval_assets.leaderboard import leaderboard
+from eval_assets.publishing import report
+from tests.ui.conftest import DATASETS, HOSTILE, MODELS, REPORT_URL, Save, Site
 from tests.ui.pages import Console, choose_cells, metadata, metadata_keys, open_partitions
 
 CHECKS = sorted(spec.name for spec in check_specs())
@@ -53,6 +55,8 @@ def test_a_cell_shows_its_score_what_it_rests_on_and_its_run(
     expect(metadata(page, "items")).to_have_text("12 of 12")
     expect(metadata(page, "interval_95")).to_have_text(re.compile(r"^0\.\d{4} to 0\.\d{4}$"))
     assert metadata_keys(page)[:3] == ["score", "primary_metric", "interval_95"]
+    link = metadata(page, "report").get_by_role("link")
+    expect(link).to_have_attribute("href", f"{REPORT_URL}cells/capitals/tiny@1.html")
     save(page, "4-cell")
     samples = metadata(page, "example_samples").locator("table")
     expect(samples.locator("th")).to_have_text(["item", "prompt", "answer", "expected", "scores"])
@@ -144,6 +148,25 @@ def test_the_asset_says_what_it_is(site: Site, page: Page, save: Save) -> None:
     for name in ("model_version", "benchmark", "leaderboard"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     save(page, "11-lineage")
+
+
+def test_the_report_shows_its_table_a_picture_and_where_it_is(
+    site: Site, backfill: Console, page: Page, save: Save
+) -> None:
+    """Who looks at the UI decides there whether to open the report at all."""
+    dg.materialize(
+        [leaderboard, report, dg.AssetSpec("evaluation")],
+        resources={"store": site.runs.store},
+        instance=site.runs.instance,
+    )
+    page.goto("/assets/report?view=events")
+    expect(metadata(page, "report").get_by_role("link")).to_have_attribute("href", REPORT_URL)
+    table = metadata(page, "leaderboard").locator("table")
+    expect(table.locator("tbody tr")).to_have_count(4)
+    picture = metadata(page, "picture").locator("img")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("(one) => one.complete && one.naturalWidth") > 400
+    save(page, "14-report")
 
 
 def test_the_registering_job_can_be_launched_from_its_page(site: Site, page: Page, save: Save) -> None:

@@ -147,7 +147,8 @@
     const next = element("button", { type: "button", textContent: "Next" });
     const place = element("span");
     const pager = element("div", { className: "pager" }, back, next, place);
-    root.replaceChildren(tools, results, pager);
+    const paper = element("p", { className: "paper note" });
+    root.replaceChildren(tools, paper, results, pager);
 
     const values = () => columns.scores[Number(metric.value)];
     function offerScores() {
@@ -263,6 +264,9 @@
       results.hidden = shown.length === 0;
       const pages = Math.max(Math.ceil(matching.length / PAGE), 1);
       say(prefix, suffix);
+      const whole = (value) => value.toLocaleString("en");
+      const range = shown.length ? `Items ${whole(page * PAGE + 1)} to ${whole(page * PAGE + shown.length)} of ` : "";
+      paper.textContent = range + whole(matching.length) + (matching.length < total ? ` that were searched for, of ${whole(total)} in all` : "");
       pager.hidden = pages === 1;
       place.textContent = `Page ${page + 1} of ${pages}`;
       back.disabled = page === 0;

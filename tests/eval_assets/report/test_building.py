@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.parquet as pq
 import pytest
 
-from eval_assets.report import Limits, Report, build_report
 from eval_assets.report import building as building_module
+from eval_assets.report.building import Limits, Report, build_report
 from resources.catalog import Catalog
 from resources.errors import TransientError, UserError
 from resources.results import ResultsStore
@@ -130,6 +130,44 @@ def test_pages_of_what_was_deleted_go_away_and_other_peoples_files_stay(usual: R
     assert not [path for path in contents(usual) if "tiny@3" in path]
     assert note.read_text() == "mine"
     assert broken_links(usual) == []
+
+
+def test_the_leaderboard_is_in_the_order_of_names_whatever_was_asked(usual: ResultsStore) -> None:
+    """An order by wins puts on top whoever was asked so few items that nobody can be shown to be better."""
+    commit(usual, "capitals", "few@1", [choice_sample(i, False) for i in range(3)], day=9)
+    commit(usual, "capitals", "tiny@3", [choice_sample(i, True) for i in range(60)], day=9)
+    Catalog(usual).refresh()
+    build_report(usual)
+    index = text_of(usual, "index.html")
+    names = re.findall(r'<th scope="row"><a [^>]*>([^<]+)</a>', index)
+    assert names == ["few@1", "org/Other@1", "tiny@3", "tiny@2", "tiny@1"]
+    assert 'aria-sort="descending"' not in index
+
+
+def test_the_badge_of_production_says_that_it_is_what_was_recorded_and_when(usual: ResultsStore) -> None:
+    """An alias that somebody moves by hand is not in the store; the page must not claim to know better."""
+    move = {"promotion_id": "2", "at": "2026-11-20T14:00:00+02:00", "who": "", "alias": "champion"}
+    usual.save_promotion("tiny", {**move, "from": "1", "to": "2", "why": ""})
+    build_report(usual)
+    note = "In production since 2026-11-20 12:00 UTC, as this results store has recorded it"
+    assert note in text_of(usual, "models/tiny@2.html")
+    assert "In production" not in text_of(usual, "models/tiny@1.html")
+    assert "moved by hand" in text_of(usual, "index.html")
+
+
+def test_every_chart_has_its_numbers_in_a_table(usual: ResultsStore) -> None:
+    """Who can't see a chart has nothing else."""
+    build_report(usual)
+    for page, table, rows in (
+        ("capitals", "Items by their confidence in the likeliest choice", 2),
+        ("written", "How many outputs of each version are how long", 2),
+    ):
+        text = text_of(usual, f"comparisons/{page}/tiny@2.html")
+        body = text[text.index(table) :].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
+        assert body.count("<tr>") >= rows
+        assert {"tiny@1", "tiny@2"} == set(re.findall(r'<th scope="row">([^<]+)</th>', body))
+        charts = text.count('role="img"')
+        assert text.count('the table below has the same" data-chart') == charts > 1
 
 
 class Killed(BaseException):

@@ -24,7 +24,7 @@ def test_the_primary_metrics_difference_is_the_recorded_one(store: ResultsStore)
     recorded = compared(store, commit(store, "c", "m@1", before), commit(store, "c", "m@2", after, day=1))
     Catalog(store).refresh()
     with Catalog(store).connect() as connection:
-        results = read_results(connection, frozenset())
+        results = read_results(connection, {})
         baseline, candidate = results.sides(results.comparisons["c", "m@2"])
         assert baseline is not None
         assert candidate is not None

@@ -15,7 +15,7 @@ def scored(**values: tuple[float, float]) -> list[Scored]:
 
 
 INTERVALS = st.lists(
-    st.tuples(st.floats(0, 1), st.floats(0, 0.5)).map(lambda pair: (pair[0], pair[0] + pair[1])),
+    st.tuples(st.floats(0, 1), st.floats(0.001, 0.5)).map(lambda pair: (pair[0], pair[0] + pair[1])),
     min_size=1,
     max_size=12,
 )
@@ -45,6 +45,13 @@ def test_a_verdict_on_the_same_items_counts_instead_of_two_intervals() -> None:
 def test_a_score_without_an_interval_has_no_rank_and_beats_nobody() -> None:
     versions = [*scored(a=(0.1, 0.2)), Scored("b", 0.9, None, None)]
     assert ranks(versions, True, {("b", "a"): "better"}) == {"a": 1, "b": None}
+
+
+def test_an_interval_of_no_width_claims_nothing() -> None:
+    """Twenty answers that score the same, or an old record of 0 right of 64, are no exact measurement."""
+    versions = scored(a=(0.0, 0.0), b=(0.1, 0.2), c=(0.15, 0.3), d=(0.9, 0.9))
+    for higher in (True, False):
+        assert ranks(versions, higher, {("b", "a"): "better"}) == {"a": None, "b": 1, "c": 1, "d": None}
 
 
 @given(INTERVALS, st.booleans())

@@ -1,6 +1,5 @@
 """Reports opened in a real Chromium, one of them of a tiny model that was really evaluated."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Request
 
-from eval_assets.commands.runs import Runs
-from eval_assets.report import build_report
+from eval_assets.report.building import build_report
 from resources.results import ResultsStore
-from tests.conftest import ROOT
-from tests.tiny import make_model
+from tests.ui.conftest import MODELS, tiny_project
 from tests.ui.pages import Console
 
 DATASETS = ("capitals", "capitals_written", "sentences")
-MODELS = ("tiny@1", "tiny@2")
+A4_LANDSCAPE = 1032
+"""The width of its 273 mm between the margins, in pixels of 1/96 inch."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,8 @@ class Report:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Two versions of a tiny model on three benchmarks, evaluated, judged and reported as in production."""
     folder = tmp_path_factory.mktemp("evaluated")
-    for version in (1, 2):
-        make_model(folder / "models" / "tiny" / str(version), seed=version)
-    home = folder / "home"
-    home.mkdir()
-    shutil.copy(ROOT / "deployments" / "local" / "dagster.yaml", home)
-    environment = {
-        "DAGSTER_HOME": home,
-        "EVAL_STORE": folder / "store",
-        "EVAL_REGISTRY": folder / "models",
-        "EVAL_DEVICE": "cpu",
-        "EVAL_THREADS": "1",
-    }
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, str(value))
-        runs = Runs()
-        runs.register(MODELS)
+        runs = tiny_project(folder, patch)
         assert not any(runs.prepare(DATASETS).values())
         for model in MODELS:
             runs.evaluate_cells(model, DATASETS)

@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from eval_assets.report import build_report, naming
+from eval_assets.report import naming
+from eval_assets.report.building import build_report
 from resources.catalog import Catalog
 from resources.results import ResultsStore
 from tests import browser as chromium

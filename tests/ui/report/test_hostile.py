@@ -9,7 +9,7 @@ import duckdb
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from eval_assets.report import Limits
+from eval_assets.report.building import Limits
 from resources.catalog import Catalog
 from resources.records import Output
 from resources.results import ResultsStore

@@ -10,10 +10,7 @@ from playwright.sync_api import Page, expect
 from eval_assets.report.text import visible
 from tests.servers import free_port, serving
 from tests.ui.conftest import Save
-from tests.ui.report.conftest import Open, Report, one_of_each_kind, open_items, ready
-
-A4_LANDSCAPE = 1032
-"""The width of its 273 mm between the margins, in pixels of 1/96 inch."""
+from tests.ui.report.conftest import A4_LANDSCAPE, Open, Report, one_of_each_kind, open_items, ready
 
 
 def column(page: Page, name: str) -> list[str]:
@@ -67,6 +64,24 @@ def test_without_scripts_every_number_can_still_be_read(evaluated: Report, opene
     assert all(re.fullmatch(r"[\d.,]+", text) for text in column(page, "capitals"))
 
 
+def test_on_a_phone_the_column_that_the_table_is_sorted_by_can_be_seen(
+    evaluated: Report, opened: Open
+) -> None:
+    """A link that somebody sent has its order; an order by what isn't there looks like none."""
+    page = opened(evaluated.address(), width=390)
+    expect(page.locator("#leaderboard thead th").nth(1)).to_be_hidden()
+    page = opened(evaluated.address("index.html#sort=1+descending"), width=390)
+    expect(page.get_by_role("columnheader", name=re.compile("^Unbeaten"))).to_be_visible()
+    expect(page.locator("#leaderboard tbody tr td:nth-child(2)").first).to_be_visible()
+
+
+def test_who_hears_the_table_hears_what_a_verdict_is_against(evaluated: Report, opened: Open) -> None:
+    page = opened(evaluated.address())
+    cell = page.locator("#leaderboard tbody tr").filter(has=page.get_by_role("link", name="tiny@2"))
+    name = re.compile(r"\d\.\d{3} . [a-z ]+ against tiny@1 0\.")
+    expect(cell.get_by_role("link", name=name)).to_have_count(2)
+
+
 def test_the_table_sorts_by_mouse_and_keyboard_and_says_how(evaluated: Report, opened: Open) -> None:
     """Who hears the table instead of seeing it knows its order by aria-sort alone."""
     page = opened(evaluated.address())
@@ -110,7 +125,9 @@ def test_differences_from_a_pinned_version_are_those_that_were_recorded(
         page.get_by_label("Differences from", exact=True).select_option(label=pinned)
         first = page.locator("#leaderboard tbody tr").first
         expect(first.locator("th a")).to_have_text(pinned)
-        cell = page.locator("#leaderboard tbody tr").filter(has=page.get_by_role("link", name=other))
+        cell = page.locator("#leaderboard tbody tr").filter(
+            has=page.get_by_role("link", name=other, exact=True)
+        )
         cell = cell.locator("td").nth(1)
         shown = cell.locator("b").inner_text().replace("\u2212", "-")
         assert float(shown) == pytest.approx(sign * recorded, abs=0.0006)
@@ -218,4 +235,8 @@ def test_on_paper_nothing_is_cut_off_and_no_control_is_printed(evaluated: Report
         )
         assert cut == 0
         assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert all(page.locator(".paper").evaluate_all("(all) => all.map((one) => one.checkVisibility())"))
+        # What is folded away on the screen is there on paper.
+        tables = page.locator("main .fold table").evaluate_all("(all) => all.map((one) => one.offsetHeight)")
+        assert all(height > 0 for height in tables)
         assert page.pdf()[:5] == b"%PDF-"

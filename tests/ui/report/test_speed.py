@@ -11,7 +11,7 @@ from resources.catalog import Catalog
 from resources.results import ResultsStore
 from tests.eval_assets.report.large import large_results
 from tests.eval_assets.report.stores import choice_sample, commit
-from tests.ui.report.conftest import Open, Report, ready, reported
+from tests.ui.report.conftest import A4_LANDSCAPE, Open, Report, ready, reported
 
 TIMES = """() => {
     const [navigation] = performance.getEntriesByType("navigation");
@@ -72,6 +72,22 @@ def test_a_large_leaderboard_sorts_filters_and_compares_at_once(large: Path, bro
         expect(page.locator("#status")).to_have_text("200 of 200 versions, 1 of 20 benchmarks")
 
 
+def test_a_large_leaderboard_fits_onto_paper(large: Path, browser: Browser) -> None:
+    """What is beyond the edge of the sheet is lost; here that would be half of twenty benchmarks."""
+    with browser.new_context(viewport={"width": A4_LANDSCAPE, "height": 900}) as context:
+        page = context.new_page()
+        page.goto(large.as_uri())
+        ready(page)
+        page.emulate_media(media="print")
+        assert page.evaluate("() => document.documentElement.scrollWidth - innerWidth") <= 0
+        beyond = page.evaluate(
+            """() => [...document.querySelectorAll("#leaderboard tr:nth-child(-n+20) > *")]
+                .filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.innerText)"""
+        )
+        assert beyond == []
+        assert page.locator("tbody tr:first-child td:last-child b").is_visible()
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """One cell of 10,000 items, prompts of some 1,000 characters."""
@@ -119,6 +135,7 @@ def test_ten_thousand_items_are_filtered_and_searched_without_a_freeze(many: Rep
     page.get_by_label("Search", exact=True).fill("")
     page.get_by_role("button", name="Next").click()
     expect(page.get_by_text("Page 2 of 200")).to_be_visible()
+    expect(page.locator(".paper")).to_have_text("Items 51 to 100 of 10,000")
     expect(page.locator(".items summary").first).to_be_focused()
     longest = page.evaluate("() => window.longest")
     print(f"longest pause {longest:.0f} ms")
