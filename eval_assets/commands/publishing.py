@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eval_assets.commands.output import Output, models_option, output, split
+from eval_assets.commands.output import MODEL, Output, models_option, output, split
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,8 +14,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--open", "opens", is_flag=True, help="open it in a browser, if it is in a local folder")
+@click.option(
+    "--compare",
+    nargs=2,
+    multiple=True,
+    type=MODEL,
+    metavar="CANDIDATE BASELINE",
+    help="give these two versions pages of their own, item by item, from now on",
+)
 @output
-def report(out: Output, opens: bool) -> None:
+def report(out: Output, opens: bool, compare: Sequence[tuple[str, str]]) -> None:
     """Bring the HTML report in the store's folder 'reports' up to date."""
     import webbrowser
     from dataclasses import asdict
@@ -34,6 +42,7 @@ def report(out: Output, opens: bool) -> None:
         built = build_report(
             ResultsStore(settings.store),
             ui=settings.ui,
+            compare=compare,
             on_page=lambda done, total: progress.update(task, completed=done, total=total),
         )
     out.say(

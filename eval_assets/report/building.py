@@ -1,7 +1,7 @@
 """The report of a results store: what goes into it, and building it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +10,11 @@ import duckdb
 
 from eval_assets.report import charts, naming
 from eval_assets.report.cell_page import cell_page
-from eval_assets.report.comparison_page import comparison_page
+from eval_assets.report.comparison_page import comparison_page, pair_page
 from eval_assets.report.damaged_page import damaged_cell_page, damaged_list
 from eval_assets.report.index_page import index_page, leaderboard_table
 from eval_assets.report.model_page import model_page
+from eval_assets.report.pairs import asked_for, by_candidate, pairs_of
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_results
 from eval_assets.report.rendering import Assets, code_digest
 from eval_assets.report.writing import Page, publish
@@ -28,8 +29,9 @@ FOLDER = "reports"
 class Limits:
     """How much of the samples the site holds; the rest is in the results store.
 
-    `items`: samples on all cells' pages together, those of the latest evaluations first, and as many on the
-    comparisons' pages. `items_per_page`: of one cell or comparison. `characters`: of one prompt or output.
+    `items`: samples on all cells' pages together, those of the latest evaluations first, as many on the pages
+    of recorded comparisons, and as many on those of other pairs, which have no page beyond that.
+    `items_per_page`: of one cell or comparison. `characters`: of one prompt or output.
     """
 
     items: int = 100_000
@@ -53,18 +55,21 @@ def build_report(
     *,
     ui: str = "",
     limits: Limits | None = None,
+    compare: Sequence[tuple[str, str]] = (),
     on_page: Callable[[int, int], None] = lambda *_: None,
 ) -> Report:
     """Bring the site in the store's folder ``reports`` up to date with the catalogue, as that is.
 
-    Only what changed since the last build is written. `ui` is where people open Dagster, for links to runs.
+    Only what changed since the last build is written. `compare` are pairs (model, baseline) that are to have
+    pages of their own from now on. `ui` is where people open Dagster, for links to runs.
     `on_page` is told how many of how many pages are done. Raises UserError without a catalogue, and where
     something can't be read or written; what was there before is then still whole.
     """
     started = time.monotonic()
     with Catalog(store).connect() as connection:
         results = read_results(connection, in_production(store))
-        pages = site(results, connection, limits or Limits(), ui.rstrip("/"))
+        asked = asked_for(store, FOLDER, results, compare)
+        pages = site(results, connection, limits or Limits(), ui.rstrip("/"), asked)
         done = publish(store, FOLDER, Assets(), pages, code_digest(), on_page)
     scheme = "" if store.is_local else f"{store.scheme}://"
     return Report(
@@ -97,7 +102,13 @@ def in_production(store: ResultsStore) -> dict[str, datetime | None]:
     return dict(latest.values())
 
 
-def site(results: Results, connection: duckdb.DuckDBPyConnection, limits: Limits, ui: str) -> list[Page]:
+def site(
+    results: Results,
+    connection: duckdb.DuckDBPyConnection,
+    limits: Limits,
+    ui: str,
+    asked: Sequence[tuple[str, str]] = (),
+) -> list[Page]:
     """Every page of the site."""
 
     @contextmanager
@@ -107,7 +118,11 @@ def site(results: Results, connection: duckdb.DuckDBPyConnection, limits: Limits
 
     table = leaderboard_table(results)
     pages = [index_page(results, table)]
-    pages += [model_page(results, table, row, cursor, ui) for row in table.rows]
+    room = _Room(limits)
+    pairs = [(pair, items) for pair in pairs_of(results, asked) if (items := room.take(pair.samples))]
+    of_cell = by_candidate([pair for pair, _ in pairs])
+    pages += [model_page(results, table, row, cursor, ui, of_cell) for row in table.rows]
+    pages += [pair_page(results, pair, cursor, items, limits.characters) for pair, items in pairs]
     room = _Room(limits)
     by_age = sorted(results.comparisons.values(), key=lambda one: _judged_at(results, one), reverse=True)
     for comparison in by_age:
@@ -115,7 +130,8 @@ def site(results: Results, connection: duckdb.DuckDBPyConnection, limits: Limits
         pages.append(comparison_page(results, comparison, cursor, items, limits.characters))
     room = _Room(limits)
     for cell in sorted(results.current.values(), key=_newest_first, reverse=True):
-        pages.append(cell_page(results, cell, cursor, room.take(cell.samples), limits.characters, ui))
+        beside = of_cell.get((cell.dataset, cell.model), ())
+        pages.append(cell_page(results, cell, cursor, room.take(cell.samples), limits.characters, ui, beside))
     pages += [
         damaged_cell_page(results, dataset, model)
         for dataset, model in results.damaged_cells

@@ -10,6 +10,7 @@ import duckdb
 from eval_assets.report import naming
 from eval_assets.report.index_page import MARKS
 from eval_assets.report.items import data_files, folder_of, listed_samples
+from eval_assets.report.pairs import Pair, page_of
 from eval_assets.report.reading import Evaluation, Metric, Results, read_metrics, read_samples
 from eval_assets.report.rendering import render
 from eval_assets.report.writing import Page, plain
@@ -67,8 +68,19 @@ def lineage(cell: Evaluation, ui: str) -> list[tuple[str, str, str]]:
     return [(what, str(value), link) for what, value, link in rows if value not in (None, "")]
 
 
-def cell_page(results: Results, cell: Evaluation, cursor: Cursor, samples: int, text: int, ui: str) -> Page:
-    """The page of a cell's current evaluation, with its first `samples` samples (0: none, and it says so)."""
+def cell_page(
+    results: Results,
+    cell: Evaluation,
+    cursor: Cursor,
+    samples: int,
+    text: int,
+    ui: str,
+    pairs: Sequence[Pair] = (),
+) -> Page:
+    """The page of a cell's current evaluation, with its first `samples` samples (0: none, and it says so).
+
+    `pairs` are those that it is the candidate of and that have a page.
+    """
     path = naming.cell_page(cell.dataset, cell.model)
     against = results.verdict_on(cell)
     earlier = [
@@ -88,10 +100,11 @@ def cell_page(results: Results, cell: Evaluation, cursor: Cursor, samples: int, 
         text,
         ui,
         cell.model in results.deleted,
+        [one.baseline.model for one in pairs],
     ]
 
     def files() -> Iterator[tuple[str, bytes]]:
-        folder = folder_of(path, cell.model)
+        folder = folder_of(path)
         data = ""
         with cursor() as connection:
             metrics = read_metrics(connection, cell)
@@ -122,6 +135,7 @@ def cell_page(results: Results, cell: Evaluation, cursor: Cursor, samples: int, 
                 data=naming.link(path, data) if data else "",
                 deleted=cell.model in results.deleted,
                 damaged=damaged,
+                pairs=[(one.baseline.model, naming.link(path, page_of(one))) for one in pairs],
             ),
         )
 

@@ -1,12 +1,13 @@
-"""A cell against its baseline's: the recorded verdict, where the two differ, and the items that do."""
+"""A cell against another's: the verdict, where the two differ, and the items that do."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from eval_assets.report import charts, naming, pairing
 from eval_assets.report.cell_page import Cursor
 from eval_assets.report.index_page import MARKS
 from eval_assets.report.items import data_files, folder_of
+from eval_assets.report.pairs import Pair
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_samples
 from eval_assets.report.rendering import render
 from eval_assets.report.writing import Page, plain
@@ -18,75 +19,117 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
     baseline, candidate = results.sides(comparison)
     current = results.current.get((comparison.dataset, comparison.model))
     replaced = current is not None and current.evaluation_id != comparison.candidate_evaluation
-    readable = baseline is not None and candidate is not None
-    cells = {
-        model: (comparison.dataset, model) in results.current
-        or (comparison.dataset, model) in results.damaged_cells
-        for model in (comparison.baseline, comparison.model)
-    }
-    known = {model: model in results.models for model in cells}
-    inputs = [
-        plain(comparison),
-        baseline and baseline.identity,
-        candidate and candidate.identity,
-        replaced,
-        [cells, known],
-        items,
-        text,
-    ]
+    links = _links(results, path, comparison.dataset, (comparison.baseline, comparison.model))
+    identities = [baseline and baseline.identity, candidate and candidate.identity]
 
     def files() -> Iterator[tuple[str, bytes]]:
-        found: dict[str, Any] = {"data": "", "shown": 0, "differing": 0, "metrics": [], "groups": []}
-        found |= {
-            "metric_chart": "",
-            "calibration": [],
-            "reliability": "",
-            "lengths": [],
-            "length_chart": "",
-            "histogram": [],
-        }
+        rows = None
         if items and baseline is not None and candidate is not None:
             with cursor() as connection:
                 rows = [read_samples(connection, side) for side in (baseline, candidate)]
-            pairs = pairing.pairs_of(*rows)
-            if pairs:
-                listed, differing = pairing.listed_pairs(pairs, candidate, comparison, items, text)
-                data = ""
-                for name, content in data_files(folder_of(path, comparison.model), listed):
-                    yield name, content
-                    data = name
-                found |= {
-                    "data": naming.link(path, data) if listed.items else "",
-                    "shown": len(listed.items),
-                    "differing": differing,
-                    **_analysed(comparison, candidate, pairs, rows),
-                }
-        yield (
-            path,
-            render(
-                "comparison.html.j2",
-                path,
-                comparison=comparison,
-                higher=candidate is None or candidate.higher_is_better,
-                readable=readable,
-                included=bool(items),
-                replaced=replaced,
-                marks=MARKS,
-                least=pairing.LEAST,
-                model_page={
-                    model: naming.link(path, naming.model_page(model)) if there else ""
-                    for model, there in known.items()
-                },
-                cell_page={
-                    model: naming.link(path, naming.cell_page(comparison.dataset, model)) if there else ""
-                    for model, there in cells.items()
-                },
-                sides=[one for one in (baseline, candidate) if one is not None],
-                **found,
-            ),
-        )
+        sides = [one for one in (baseline, candidate) if one is not None]
+        yield from _files(path, comparison, sides, rows, items, text, links, replaced=replaced, recorded=True)
 
-    return Page(path, inputs, files)
+    return Page(path, [plain(comparison), identities, replaced, links, items, text], files)
+
+
+def pair_page(results: Results, pair: Pair, cursor: Cursor, items: int, text: int) -> Page:
+    """The page of two versions that nobody has judged against each other: compared when it is written.
+
+    The tolerance is the one that the candidate was judged with on this benchmark, if it was.
+    """
+    models = (pair.baseline.model, pair.candidate.model)
+    path = naming.pair_page(pair.dataset, models[1], models[0])
+    judged = results.comparisons.get((pair.dataset, models[1]))
+    tolerance = None if judged is None else judged.tolerance
+    links = _links(results, path, pair.dataset, models)
+    identities = [pair.baseline.identity, pair.candidate.identity]
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        sides = [pair.baseline, pair.candidate]
+        with cursor() as connection:
+            rows = [read_samples(connection, side) for side in sides]
+        try:
+            comparison = pairing.compared(pair, rows, tolerance)
+        except ValueError as error:
+            yield (
+                path,
+                render(
+                    "uncompared.html.j2",
+                    path,
+                    dataset=pair.dataset,
+                    model=models[1],
+                    baseline=models[0],
+                    why=str(error),
+                    **links,
+                ),
+            )
+            return
+        yield from _files(path, comparison, sides, rows, items, text, links, replaced=False, recorded=False)
+
+    return Page(path, ["pair", identities, tolerance, links, items, text], files)
+
+
+def _links(results: Results, path: str, dataset: str, models: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The pages of both versions and of their cells, as this page writes them; empty where there is none."""
+    model_page, cell_page = {}, {}
+    for model in models:
+        place = (dataset, model)
+        known = place in results.current or place in results.damaged_cells
+        cell_page[model] = naming.link(path, naming.cell_page(dataset, model)) if known else ""
+        known = model in results.models
+        model_page[model] = naming.link(path, naming.model_page(model)) if known else ""
+    return {"model_page": model_page, "cell_page": cell_page}
+
+
+def _files(
+    path: str,
+    comparison: Comparison,
+    sides: Sequence[Evaluation],
+    rows: Sequence[Sequence[pairing.Sample]] | None,
+    items: int,
+    text: int,
+    links: Mapping[str, Any],
+    *,
+    replaced: bool,
+    recorded: bool,
+) -> Iterator[tuple[str, bytes]]:
+    """The page, after its data. `sides` are the evaluations that are there, `rows` the samples of both."""
+    found: dict[str, Any] = {"data": "", "shown": 0, "differing": 0, "metrics": [], "groups": []}
+    found |= {"metric_chart": "", "calibration": [], "reliability": "", "lengths": [], "length_chart": ""}
+    found["histogram"] = []
+    pairs = [] if rows is None else pairing.pairs_of(*rows)
+    candidate = sides[-1] if sides and sides[-1].model == comparison.model else None
+    if pairs and rows is not None and candidate is not None:
+        listed, differing = pairing.listed_pairs(pairs, candidate, comparison, items, text)
+        data = ""
+        for name, content in data_files(folder_of(path), listed):
+            yield name, content
+            data = name
+        found |= {
+            "data": naming.link(path, data) if listed.items else "",
+            "shown": len(listed.items),
+            "differing": differing,
+            **_analysed(comparison, candidate, pairs, rows),
+        }
+    yield (
+        path,
+        render(
+            "comparison.html.j2",
+            path,
+            comparison=comparison,
+            higher=candidate is None or candidate.higher_is_better,
+            readable=len(sides) == 2,
+            included=bool(items),
+            replaced=replaced,
+            recorded=recorded,
+            marks=MARKS,
+            least=pairing.LEAST,
+            sides=sides,
+            **links,
+            **found,
+        ),
+    )
 
 
 def _analysed(

@@ -6,12 +6,10 @@ the page's own code; nothing in it is ever evaluated.
 
 import hashlib
 import json
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval_assets.report.naming import slug
 from eval_assets.report.text import clipped, visible
 
 CHUNK_ITEMS = 100
@@ -125,9 +123,9 @@ def data_files(folder: str, listed: Listed) -> Iterator[tuple[str, bytes]]:
     yield f"{folder}/{name}", content
 
 
-def folder_of(page: str, key: str) -> str:
+def folder_of(page: str) -> str:
     """Where a page's data is: in a folder beside it."""
-    return posixpath.join(posixpath.dirname(page), f"{slug(key)}.data")
+    return f"{page.removesuffix('.html')}.data"
 
 
 def _chunks(items: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:

@@ -1,6 +1,6 @@
 """A version: its scores and those of the versions before it, what they cost, and where they come from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -9,6 +9,7 @@ from eval_assets.report import naming
 from eval_assets.report.cell_page import Cursor, Groups, by_group
 from eval_assets.report.charts import history
 from eval_assets.report.index_page import MARKS, Column, Row, Shown, Table
+from eval_assets.report.pairs import Pair, page_of
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_metrics_of
 from eval_assets.report.rendering import render
 from eval_assets.report.writing import Page, plain
@@ -25,6 +26,7 @@ class Line:
     shown: Shown
     cell: Evaluation | None
     against: Comparison | None
+    pairs: Sequence[Pair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,22 @@ def versions_beside(results: Results, model: str) -> list[str]:
     return [one for position, one in enumerate(same) if position < VERSIONS or one == model][::-1]
 
 
-def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str) -> Page:
+def model_page(
+    results: Results,
+    table: Table,
+    row: Row,
+    cursor: Cursor,
+    ui: str,
+    pairs: Mapping[tuple[str, str], Sequence[Pair]],
+) -> Page:
     """The page of a version."""
     path, model = row.page, row.model
     lines = []
     for column, shown in zip(table.columns, row.cells, strict=True):
         cell = results.current.get((column.dataset, model))
         if shown.state != "none":
-            lines.append(Line(column, shown, cell, results.verdict_on(cell) if cell is not None else None))
+            against = results.verdict_on(cell) if cell is not None else None
+            lines.append(Line(column, shown, cell, against, pairs.get((column.dataset, model), ())))
     beside = versions_beside(results, model)
     rows = {one.model: one for one in table.rows}
     evaluations = results.by_model[model]
@@ -89,7 +99,7 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
     inputs = [
         _facts(row),
         list(map(plain, damaged)),
-        [[plain(line.column), plain(line.against)] for line in lines],
+        [[plain(line.column), plain(line.against), list(map(page_of, line.pairs))] for line in lines],
         [_facts_beside(rows[one]) for one in beside],
         [one.identity for one in evaluations],
         plain(verdict),
@@ -119,6 +129,7 @@ def model_page(results: Results, table: Table, row: Row, cursor: Cursor, ui: str
                 marks=MARKS,
                 link=lambda target: naming.link(path, target),
                 comparison_page=naming.comparison_page,
+                page_of=page_of,
                 cell_page=naming.cell_page,
                 model_page=naming.model_page,
                 beside=[rows[one] for one in reversed(beside)],

@@ -38,6 +38,11 @@ def comparison_page(dataset: str, model: str) -> str:
     return f"comparisons/{slug(dataset)}/{slug(model)}.html"
 
 
+def pair_page(dataset: str, model: str, baseline: str) -> str:
+    """The page of a cell against another version's than the one that it was judged against."""
+    return f"comparisons/{slug(dataset)}/{slug(model)}/{slug(baseline)}.html"
+
+
 def address(site: str, page: str) -> str:
     """Where people open a page of the report whose index is at the URL `site`."""
     if page == INDEX:

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_assets.metrics import METRICS
-from eval_assets.metrics.metric import argmax, softmax
+from eval_assets.metrics.metric import Metric, argmax, softmax
 from eval_assets.report.items import Listed, answered, asked, flags_of, rounded
+from eval_assets.report.pairs import Pair
 from eval_assets.report.reading import Comparison, Evaluation
 from eval_assets.report.text import visible
 from eval_assets.statistics import UNBOUNDED
-from eval_assets.statistics.verdicts import Scores, compare
+from eval_assets.statistics.sequential import decide
+from eval_assets.statistics.verdicts import Scores, compare, verdict
+from eval_assets.suite.spec import MetricSpec
+from resources import records
 
 Sample = Mapping[str, Any]
 BINS = 10
@@ -58,6 +62,53 @@ class Length:
     cut: float | None
 
 
+def compared(pair: Pair, rows: Sequence[Sequence[Sample]], tolerance: float | None) -> Comparison:
+    """How the two compare, by the statistics of recorded comparisons; `rows` are baseline's and candidate's.
+
+    Without a tolerance the verdict is 'better', 'worse' or 'undecided'. Raises ValueError where they can't be
+    compared.
+    """
+    one, metric = pair.candidate, METRICS.get(pair.candidate.primary_metric)
+    weighted = one.task == "perplexity" and metric is not None
+    sides = [
+        _weighted(metric, side) if weighted and metric else _scores(one.primary_metric, side) for side in rows
+    ]
+    bounds = UNBOUNDED if metric is None or weighted else metric.bounds
+    found = compare(sides[0], sides[1], higher_is_better=one.higher_is_better, bounds=bounds)
+    stage = one.of_record("stage")
+    if stage:
+        judged = decide(found, tolerance or 0.0, stage["look"]).verdict
+    else:
+        judged = verdict(found, tolerance or 0.0)
+    return Comparison(
+        pair.dataset, one.model, pair.baseline.model, one.primary_metric, judged.name, found.difference,
+        found.stderr, found.unpaired_stderr, found.ci_low, found.ci_high, tolerance, found.detectable,
+        found.n, found.wins, found.losses, found.ties, found.method, judged.reason, one.evaluation_id,
+        pair.baseline.evaluation_id,
+    )  # fmt: skip
+
+
+def _scores(metric: str, rows: Sequence[Sample]) -> Scores:
+    return Scores(
+        [row["sample_id"] for row in rows],
+        [row["scores"].get(metric) for row in rows],
+        [row["cluster"] for row in rows],
+    )
+
+
+def _weighted(metric: Metric, rows: Sequence[Sample]) -> Scores:
+    """Nats a word or byte, weighted by the words or bytes: a perplexity is compared by its logarithm."""
+    fields = ("sample_id", "index", "group", "cluster", "prompt", "references", "loglikelihoods")
+    samples = [records.Sample(**{name: row[name] for name in fields}) for row in rows]
+    parts = metric.statistics(samples, MetricSpec(metric=metric.name))
+    return Scores(
+        [row["sample_id"] for row in rows],
+        parts[:, 0] / parts[:, 1],
+        [row["cluster"] for row in rows],
+        parts[:, 1],
+    )
+
+
 def pairs_of(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """The items that both have, in the candidate's order."""
     first = {row["sample_id"]: row for row in baseline}
@@ -102,14 +153,7 @@ def _difference(
     if len(pairs) < least:
         return _bare_difference(what, metric, pairs, higher)
     known = METRICS.get(metric)
-    sides = [
-        Scores(
-            [row["sample_id"] for row in rows],
-            [row["scores"].get(metric) for row in rows],
-            [row["cluster"] for row in rows],
-        )
-        for rows in zip(*pairs, strict=True)
-    ]
+    sides = [_scores(metric, rows) for rows in zip(*pairs, strict=True)]
     bounds = UNBOUNDED if known is None else known.bounds
     try:
         found = compare(sides[0], sides[1], higher_is_better=higher, bounds=bounds)

@@ -170,6 +170,79 @@ def test_every_chart_has_its_numbers_in_a_table(usual: ResultsStore) -> None:
         assert text.count('the table below has the same" data-chart') == charts > 1
 
 
+def third(store: ResultsStore) -> dict[str, Any]:
+    """tiny@3 on capitals, which nobody has judged."""
+    flipped = [choice_sample(i, i % 4 == 0) for i in range(60)]
+    record = commit(store, "capitals", "tiny@3", flipped, day=9)
+    Catalog(store).refresh()
+    return record
+
+
+def test_a_version_is_compared_with_the_one_before_it_also_where_nobody_has_judged_it(
+    usual: ResultsStore,
+) -> None:
+    """What changed from one version to the next is asked of models that have no baseline at all, too."""
+    record = third(usual)
+    first = build_report(usual)
+    page = "comparisons/capitals/tiny@3/tiny@2.html"
+    [before] = [r for _, r in usual.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@2")]
+    sides = [{s.sample_id: s.scores["acc"] for s in usual.samples(one)} for one in (before, record)]
+    wins = sum(sides[1][key] > sides[0][key] for key in sides[0])
+    losses = sum(sides[1][key] < sides[0][key] for key in sides[0])
+    text = text_of(usual, page)
+    assert f"<dd>{wins} / {losses} / {60 - wins - losses}<small>of 60 items" in text
+    assert "worse</span>" in text
+    assert "Nothing was decided by it" in text
+    assert "data-list" in text
+    for other in ("models/tiny@3.html", "cells/capitals/tiny@3.html"):
+        assert 'tiny@3/tiny@2.html">tiny@2</a>' in text_of(usual, other)
+    # What is recorded has its page already.
+    assert "Nothing was decided by it" not in text_of(usual, "comparisons/capitals/tiny@2.html")
+    assert not (site_of(usual) / "comparisons/capitals/tiny@2").exists()
+    assert broken_links(usual) == []
+    assert build_report(usual).pages_kept == first.pages_written
+
+
+def test_pairs_beyond_the_limit_have_neither_page_nor_link(usual: ResultsStore) -> None:
+    third(usual)
+    build_report(usual, limits=Limits(items=0))
+    assert not list((site_of(usual) / "comparisons").glob("*/*/*.html"))
+    assert "item by item" not in text_of(usual, "models/tiny@3.html")
+    assert broken_links(usual) == []
+
+
+def test_versions_that_were_asked_other_items_are_not_compared(usual: ResultsStore) -> None:
+    """A difference between two benchmarks of one name would read as one between two models."""
+    items = [choice_sample(i, i % 4 == 0) for i in range(60)]
+    commit(usual, "capitals", "tiny@3", items, day=9, benchmark_fingerprint="other items")
+    Catalog(usual).refresh()
+    build_report(usual)
+    assert not (site_of(usual) / "comparisons/capitals/tiny@3").exists()
+
+
+def test_a_pair_that_somebody_asked_for_keeps_its_page_in_later_builds(usual: ResultsStore) -> None:
+    """The report is refreshed all the time; a page that somebody was sent a link to must stay."""
+    third(usual)
+    page = "comparisons/capitals/tiny@3/tiny@1.html"
+    build_report(usual)
+    assert not (site_of(usual) / page).exists()
+    build_report(usual, compare=[("tiny@3", "tiny@1")])
+    assert "tiny@3 <span>against tiny@1</span>" in text_of(usual, page)
+    assert '/tiny@1.html">tiny@1</a>' in text_of(usual, "cells/capitals/tiny@3.html")
+    assert build_report(usual).pages_written == 0
+    assert build_report(usual, compare=[("tiny@3", "tiny@1")]).pages_written == 0
+    assert broken_links(usual) == []
+    for pair, message in (
+        (("tiny@3", "tiny@9"), "tiny@9 has no evaluation"),
+        (("tiny@3", "tiny@3"), "can't be compared with itself"),
+        (("tiny@3", "org/Other@1"), "have no benchmark in common"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_report(usual, compare=[pair])
+    (site_of(usual) / "pairs.json").write_text('{"pairs": [3]}')
+    assert build_report(usual).pages_removed == 2  # on capitals and written
+
+
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing that catches exceptions sees it."""
 

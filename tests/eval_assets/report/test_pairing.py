@@ -1,10 +1,12 @@
 """What two evaluations have in common and where they differ."""
 
+import math
+import re
 from typing import Any
 
 import pytest
 
-from eval_assets.report import pairing
+from eval_assets.report import pairing, pairs
 from eval_assets.report.reading import read_results, read_samples
 from resources.catalog import Catalog
 from resources.records import Sample
@@ -40,6 +42,36 @@ def test_the_primary_metrics_difference_is_the_recorded_one(store: ResultsStore)
     assert differing == found.wins + found.losses
     assert len(listed.items) == 3
     assert listed.columns["difference"] == [1.0, 1.0, 1.0]
+
+
+def test_perplexities_are_compared_by_their_logarithm_weighted_by_words(store: ResultsStore) -> None:
+    """The mean of texts' perplexities is not the perplexity of all of them: a short odd text would decide."""
+
+    def text(index: int, nats: float) -> Sample:
+        words = "a word " * (index + 1)
+        score = {"word_perplexity": math.exp(nats / len(words.split(" ")))}
+        return Sample(
+            f"text{index}", index, None, None, "", references=[words], loglikelihoods=[-nats], scores=score
+        )
+
+    nats = [[3.0 + i for i in range(20)], [2.0 + 0.9 * i for i in range(20)]]
+    for version, of in enumerate(nats):
+        commit(
+            store, "texts", f"m@{version}", [text(i, value) for i, value in enumerate(of)], day=version,
+            task="perplexity", higher_is_better=False,
+        )  # fmt: skip
+    Catalog(store).refresh()
+    with Catalog(store).connect() as connection:
+        [pair] = pairs.pairs_of(results := read_results(connection, {}), [])
+        sides = [read_samples(connection, one) for one in (pair.baseline, pair.candidate)]
+        assert results.comparisons == {}
+    found = pairing.compared(pair, sides, 0.02)
+    words = sum(len(re.split(r"\s+", "a word " * (i + 1))) for i in range(20))
+    assert found.difference == pytest.approx((sum(nats[0]) - sum(nats[1])) / words)
+    assert found.ci_low is not None
+    assert found.difference is not None
+    assert found.ci_low < found.difference
+    assert (found.baseline, found.model, found.n) == ("m@0", "m@1", 20)
 
 
 def test_items_are_paired_by_what_they_are_and_not_by_their_place() -> None:
