@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_assets.report import build_report
+from eval_assets.report.building import build_report
 from resources.catalog import Catalog
 from resources.errors import UserError
 from resources.results import ResultsStore
