@@ -76,10 +76,14 @@ lint: $(VENV)/.installed ## Formatting, lint, types and import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-parity: $(VENV)/.installed inputs ## Compare with lm_eval item by item and write docs/parity.md
+parity: $(VENV)/.installed inputs ## Compare with lm_eval item by item and write docs/parity.md; have it read what we export
 	@PYTHON=$(PYTHON) tests/parity/make_environment.sh
 	@$(BIN)/python tests/parity/compare.py --models models --data data \
 	  --harness-python .venv-lm-eval/bin/python --write docs/parity.md
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && export EVAL_STORE=$$folder/store && \
+	  $(BIN)/python -m eval_assets import tests/eval_assets/exchange/harness && \
+	  $(BIN)/python -m eval_assets export lm-eval "$$folder/files" && \
+	  .venv-lm-eval/bin/python tests/eval_assets/exchange/read_with_harness.py "$$folder/files"
 
 bench: $(VENV)/.installed inputs ## Measure against lm_eval and write docs/performance.md (ONLY=gsm8k: one work; BENCH_ITEMS=n: a try)
 	@PYTHON=$(PYTHON) tests/parity/make_environment.sh

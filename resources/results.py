@@ -9,7 +9,7 @@ fingerprint takes over (`resources.writer`).
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from resources.keys import key_of_segment, path_segment
 from resources.lease import Lease
 from resources.records import MetricRow, Sample
 from resources.storage import Storage
-from resources.writer import COMMITTED, METRICS, RECORD, SAMPLES, Cell, EvaluationWriter
+from resources.writer import COMMITTED, DELETED, METRICS, RECORD, SAMPLES, Cell, EvaluationWriter
 
 __all__ = [
     "RECORD",
@@ -139,6 +139,12 @@ class ResultsStore(Storage):
                 return record
         return None
 
+    def was_deleted(self, cell: Cell) -> bool:
+        """Whether retention has deleted an evaluation of the cell, and nobody has begun another one since."""
+        return any(
+            self.exists(f"{self._folder(cell, attempt)}/{DELETED}") for attempt in self._attempts(cell)
+        )
+
     @contextmanager
     def writer(self, cell: Cell, *, force: bool = False, owner: str = "") -> "Iterator[EvaluationWriter]":
         """Hold the cell for one writer, on its unfinished evaluation if there is one.
@@ -165,6 +171,8 @@ class ResultsStore(Storage):
         try:
             if self.exists(f"{folder}/{RECORD}"):  # committed while we waited for the lease
                 raise AlreadyCommittedError(str(cell))
+            with suppress(FileNotFoundError):
+                self.filesystem.rm_file(f"{self.root}/{folder}/{DELETED}")
             yield EvaluationWriter(self, cell, folder, lease, owner)
         finally:
             lease.release()

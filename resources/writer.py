@@ -27,6 +27,8 @@ SAMPLES = "samples.parquet"
 METRICS = "metrics.parquet"
 COMMITTED = {RECORD, SAMPLES, METRICS}
 """The files of a committed evaluation."""
+DELETED = "deleted.json"
+"""What is left of an evaluation that retention has deleted, until somebody evaluates the cell again."""
 
 _RUNS = "runs.json"
 _DAMAGED = ".damaged"

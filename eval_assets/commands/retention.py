@@ -16,8 +16,8 @@ from eval_assets.commands.output import Output, output
 )
 @click.option("--apply", "applies", is_flag=True, help="do it; without this it is only shown")
 @click.option("--why", help="the reason, which is written down with every change; needed for --apply")
-@click.option("--log", "logs", is_flag=True, help="show what was removed before, the latest first")
-@click.option("--no-registry", is_flag=True, help="the store alone says what is in production")
+@click.option("--log", "logs", is_flag=True, help="show what the last 20 runs removed, the latest first")
+@click.option("--no-registry", is_flag=True, help="only the store and EVAL_MODELS say what is in production")
 @output
 def retention(
     out: Output, file: Path | None, applies: bool, why: str | None, logs: bool, no_registry: bool
@@ -65,7 +65,7 @@ def retention(
         done = retain(planned, store, settings, why=str(why), ask_registry=not no_registry)
         for line in done.skipped:
             out.say(f"left alone: {line}", style="yellow")
-        out.say(f"freed {done.bytes:,} bytes; written down in {', '.join(done.audits) or 'no record'}")
+        out.say(f"freed {done.bytes:,} bytes; written down in {done.audit or 'no record'}")
         document["applied"] = asdict(done)
     elif planned.actions:
         out.say("nothing is changed yet: --apply --why '...' does it")

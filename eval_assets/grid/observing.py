@@ -16,7 +16,7 @@ from eval_assets.partitions import SUITE, cell_key
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry
-from resources.results import ResultsStore
+from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
 
@@ -65,9 +65,10 @@ class Observer:
         """The world around these model versions and what they are compared with.
 
         Only `datasets` of their benchmarks count, if given. `thorough` asks the registry whether a registered
-        version's files have changed and the store whether an evaluation is really there; otherwise what was
-        recorded is believed. A model whose aliases can't be read is left out; why is in `problems`, by name.
-        New versions that `seconds` are too short for are left out until next time.
+        version's files have changed and the store whether an evaluation is really there, or was deleted by
+        retention; otherwise what was recorded is believed. A model whose aliases can't be read is left out;
+        why is in `problems`, by name. New versions that `seconds` are too short for are left out until next
+        time.
         """
         deadline = time.monotonic() + seconds
         records, verdicts = self.store.model_versions(), self.store.verdicts()
@@ -199,7 +200,7 @@ class Observer:
                 fingerprints[version.model, dataset] = fingerprint
                 shown_one = evaluated.get(str(cell_key(dataset, version.model)))
                 if any(
-                    cell.fingerprint == shown_one and (not thorough or self.store.committed(cell) is not None)
+                    cell.fingerprint == shown_one and (not thorough or self._is_there(cell))
                     for _, cell in cells.accepted(model, asked[place], version.baseline)
                 ):
                     finished.add((version.model, dataset, fingerprint))
@@ -213,3 +214,7 @@ class Observer:
             in_flight=attempts.in_flight(self.instance),
             failures=attempts.failures(self.instance) if failures is None else failures,
         )
+
+    def _is_there(self, cell: Cell) -> bool:
+        """Whether a cell's evaluation is committed, or was until retention deleted it on purpose."""
+        return self.store.committed(cell) is not None or self.store.was_deleted(cell)

@@ -1,15 +1,15 @@
 """Retention as a person runs it: the plan, and the plan carried out; docs/retention.md."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from eval_assets.grid.tracking import tracking
 from eval_assets.partitions import SUITE
 from resources.errors import UserError
 from resources.keys import key_of_segment
+from resources.registries import UnknownModelError
 from resources.registries.sources import open_registries
 from resources.results import ResultsStore
-from resources.retention import Action, Applied, Plan, RetentionPolicy, apply, measured, plan, take_stock
+from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_stock
 from resources.settings import Settings
 
 
@@ -18,70 +18,63 @@ def retention_plan(
 ) -> Plan:
     """What the policy would do now, and the bytes that it would free; nothing is changed.
 
-    Without `ask_registry` only the store itself says which versions are in production.
+    Without `ask_registry` only the store itself and EVAL_MODELS say which versions are in production.
     Raises UserError where a registry can't say what its aliases point to.
     """
     now = datetime.now(UTC)
-    aliased = versions_in_use(store, settings) if ask_registry else {}
-    return measured(plan(take_stock(store, aliased, now), policy, now), store)
+    in_use = versions_in_use(store, settings, ask_registry=ask_registry)
+    return measured(plan(take_stock(store, in_use, now), policy, now), store)
 
 
 def retain(
-    planned: Plan,
-    store: ResultsStore,
-    settings: Settings,
-    *,
-    why: str,
-    who: str | None = None,
-    ask_registry: bool = True,
-    on_progress: Callable[[Action], None] = lambda _: None,
+    planned: Plan, store: ResultsStore, settings: Settings, *, why: str, ask_registry: bool = True
 ) -> Applied:
-    """Carry out a plan, after one that was interrupted; `why` is written down with every change.
+    """Carry out a plan; `why` is written down with every change.
 
     The registries are asked again: what an alias points to since the plan was made stays.
     Raises UserError as `retention_plan` does, BusyError while another process is at it.
     """
-    aliased = versions_in_use(store, settings) if ask_registry else {}
-    return apply(planned, store, why=why, who=who, aliased=aliased, on_progress=on_progress)
+    in_use = versions_in_use(store, settings, ask_registry=ask_registry)
+    return apply(planned, store, why=why, aliased=in_use)
 
 
-def versions_in_use(store: ResultsStore, settings: Settings) -> dict[str, str]:
-    """The model keys that an alias points to, or that are a fixed baseline, with the reason to keep each.
+def versions_in_use(store: ResultsStore, settings: Settings, *, ask_registry: bool = True) -> dict[str, str]:
+    """The model keys that are a fixed baseline or that an alias points to, with the reason to keep each.
 
-    A model that is in no registry (an imported one, say) has none. Raises UserError where a registry can't be
-    asked: without knowing what is in production nothing is to be removed.
+    A model that is in no registry (an imported one, say) has no alias. Raises UserError where a registry
+    can't be asked: without knowing what is in production nothing is to be removed.
     """
     tracked = tracking(settings.models, settings.registry, SUITE)
+    entries = {name: tracked.entry(name) for name in sorted(_evaluated(store))}
+    in_use = {
+        f"{name}@{entry.baseline.version}": "the fixed baseline"
+        for name, entry in entries.items()
+        if entry is not None and entry.baseline.version is not None
+    }
+    if not ask_registry:
+        return in_use
     registry = open_registries(
         [(entry.names, entry.registry) for entry in tracked.models],
         settings.cache,
         f"{settings.store}/labels",
     )
     try:
-        listing = registry.versions()
+        skipped = registry.versions().skipped
+        for name in (name for name, entry in entries.items() if entry is not None):
+            try:
+                aliases = registry.aliases(name)
+            except UnknownModelError:
+                for where in skipped:  # a folder that may not be read hides what is in it
+                    if name.startswith(f"{where.place}/"):
+                        raise UserError(f"{where.place}: {where.reason}") from None
+                continue
+            for alias, version in aliases.items():
+                in_use[f"{name}@{version}"] = f"the alias {alias}"
     except UserError as error:
         raise UserError(
             f"nothing is removed, since the registry can't say what is in production: {error}; put that "
-            "right, or say that there is no registry"
+            "right, or say that there is no registry (--no-registry)"
         ) from error
-    listed = {key.name for key in listing.keys}
-    failed = {skipped.place for skipped in listing.skipped}
-    in_use: dict[str, str] = {}
-    for name in sorted(_evaluated(store)):
-        entry = tracked.entry(name)
-        if entry is None:
-            continue
-        if entry.baseline.version is not None:
-            in_use[f"{name}@{entry.baseline.version}"] = "the fixed baseline"
-        if name not in listed:
-            if failed & {name, registry.root, *registry.root.split(", ")}:
-                raise UserError(
-                    f"nothing is removed, since the registry of model {name} can't say what is in "
-                    "production; try again later, or say that there is no registry"
-                )
-            continue
-        for alias, version in registry.aliases(name).items():
-            in_use[f"{name}@{version}"] = f"the alias {alias}"
     return in_use
 
 

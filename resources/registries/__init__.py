@@ -87,6 +87,10 @@ class RegistryUnavailableError(TransientError):
     """The registry does not answer now; asking again later may help. The text names it and the reason."""
 
 
+class UnknownModelError(UserError):
+    """The registry does answer, and has no model of that name."""
+
+
 class AliasMovedError(UserError):
     """Somebody else moved the alias in between; their choice stands."""
 
@@ -123,7 +127,7 @@ class Registry(Protocol):
     def aliases(self, name: str) -> Mapping[str, str]:
         """Alias -> version of a model, for example ``{"champion": "3"}``.
 
-        Raises UserError for a model that the registry doesn't have.
+        Raises UnknownModelError for a model that the registry doesn't have.
         """
         ...
 

@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.registries import Listing, RegistryUnavailableError, Skipped
+from resources.registries import Listing, RegistryUnavailableError, Skipped, UnknownModelError
 from resources.registries.aliases import Labels
 from resources.registries.copies import copy_version
 from resources.registries.files import (
@@ -131,7 +131,9 @@ class FolderRegistry:
         with self._errors():
             if name.startswith(".") or "/." in name or not self._fs.isdir(f"{self._base}/{name}"):
                 names = sorted({key.name for key in self.versions().keys})
-                raise UserError(f"model {name}: not in {self.root!r} ({_closest(name, names, 'models')})")
+                raise UnknownModelError(
+                    f"model {name}: not in {self.root!r} ({_closest(name, names, 'models')})"
+                )
         return self._labels.aliases(name)
 
     def move_alias(self, name: str, alias: str, version: str, expected: str | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from resources.errors import UserError
 from resources.keys import ModelKey, path_segment
-from resources.registries import Listing, RegistryUnavailableError, Skipped
+from resources.registries import Listing, RegistryUnavailableError, Skipped, UnknownModelError
 from resources.registries.aliases import Labels
 from resources.registries.copies import copy_version
 from resources.registries.download import download, link_copy
@@ -160,8 +160,10 @@ class HubRegistry:
 
     def aliases(self, name: str) -> Mapping[str, str]:
         """Alias -> version, from the folder of notes. Raises UserError for a model that isn't there."""
-        self._refs(name, f"model {name}", Budget(_LOOK_SECONDS))
-        return self._labels.aliases(name)
+        found = self._labels.aliases(name)
+        if not found:  # then either it has none, or there is no such model
+            self._refs(name, f"model {name}", Budget(_LOOK_SECONDS))
+        return found
 
     def move_alias(self, name: str, alias: str, version: str, expected: str | None) -> None:
         """Point the alias to a version if it is at `expected`, in the folder of notes."""
@@ -303,7 +305,7 @@ class HubRegistry:
         close = difflib.get_close_matches(repo, {*self._repos, *heads} - {repo}, n=3, cutoff=0.4)
         others = f" (closest: {', '.join(close)})" if close else ""
         hidden = ", or private and HF_TOKEN is missing or has no access" if tracked else ""
-        raise UserError(f"{what}: not in {self.root}{hidden}{others}; check the name, or EVAL_MODELS")
+        raise UnknownModelError(f"{what}: not in {self.root}{hidden}{others}; check the name, or EVAL_MODELS")
 
 
 def _is_name(repo: str) -> bool:

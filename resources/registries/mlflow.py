@@ -17,7 +17,13 @@ from typing import Any
 
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.registries import AliasMovedError, Listing, RegistryUnavailableError, Skipped
+from resources.registries import (
+    AliasMovedError,
+    Listing,
+    RegistryUnavailableError,
+    Skipped,
+    UnknownModelError,
+)
 from resources.registries.aliases import moved_message
 from resources.registries.copies import copy_version
 from resources.registries.files import Seen, revision_of
@@ -216,7 +222,7 @@ class MlflowRegistry:
         known = sorted({key.name for key in self.versions().keys})
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         there = f"closest: {', '.join(close)}" if close else f"{len(known)} models are there"
-        raise UserError(f"model {name}: not in MLflow at {self.root} ({there})")
+        raise UnknownModelError(f"model {name}: not in MLflow at {self.root} ({there})")
 
     def _artifacts(self, key: ModelKey) -> Artifacts:
         version = self._version(key)

@@ -1,39 +1,54 @@
-"""A plan carried out: written down first, then done piece by piece, gone on with after a kill.
+"""A plan carried out: written down first, then done piece by piece.
 
-Every piece can be done twice. What it does to an evaluation is seen all at once or not at all: samples
-without texts take the place of the others by one rename, then the record says so; of one that is deleted the
-record goes first, and with it the evaluation. One process at a time does this in a store.
+What it does to an evaluation is seen all at once or not at all. The record says that texts go before they go,
+and by its last change how it ended; of an evaluation that is deleted a file says so, then the record goes,
+and with it the evaluation. So what a process that was killed had begun is seen in the store itself: the next
+plan finishes it, whatever its policy is, and takes nothing else over. One process at a time does this.
 """
 
 import getpass
 import hashlib
 import json
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 
-from resources.errors import BusyError
+from resources.errors import BusyError, UserError
 from resources.lease import Lease
 from resources.records import SAMPLE_SCHEMA
 from resources.results import ResultsStore
 from resources.retention.policy import Action, Kind, Plan
-from resources.retention.stock import LEASE, changed_at, files_of, kept_versions, referenced, take_stock
+from resources.retention.stock import (
+    LEASE,
+    OWNER,
+    changed_at,
+    entered_at,
+    files_of,
+    is_kept,
+    kept_versions,
+    referenced,
+    take_stock,
+)
+from resources.retention.texts import removed_columns, without_texts
 from resources.storage import parquet
-from resources.writer import METRICS, RECORD, SAMPLES, content_digest
+from resources.writer import DELETED, METRICS, RECORD, SAMPLES, content_digest
 
 AUDIT = "audit"
+_WRITE_SECONDS = 1.0
+"""How often outcomes are written down while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What was done: the audit records (the last is this plan's), the bytes freed, what was left alone."""
+    """What was done: the audit record, if there was anything to do, the bytes freed, what was left alone."""
 
-    audits: tuple[str, ...]
+    audit: str | None
     bytes: int
     skipped: tuple[str, ...]
 
@@ -46,12 +61,13 @@ def apply(
     aliased: Mapping[str, str] | None = None,
     who: str | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    on_progress: Callable[[Action], None] = lambda _: None,
 ) -> Applied:
-    """Do what is planned, after what an earlier process was killed in the middle of.
+    """Do what is planned.
 
     Each piece is looked at again before it is done: what has become an alias's version, or the ground of a
-    verdict, or is held by a process since it was planned is left alone. `aliased` is that of `take_stock`.
+    verdict, was evaluated again or is held by a process since it was planned is left alone. `aliased` is that
+    of `take_stock`. An audit record that an earlier process didn't finish is closed: what of it is not done
+    stays so, unless it is in this plan.
 
     Raises BusyError while another process does the same, UserError where the store can't be written.
     """
@@ -66,24 +82,17 @@ def apply(
             doing="is being tidied",
         )
     try:
-        begun = {
-            path: audit
-            for path, audit in store.json_files(f"{AUDIT}/*-*.json")
-            if audit.get("what") == "retention" and not audit["finished_at"]
-        }
-        audits = list(begun)
-        there = {(c["kind"], c["folder"]) for audit in begun.values() for c in audit["changes"]}
-        actions = tuple(a for a in planned.actions if (str(a.kind), a.folder) not in there)
-        if actions:
-            audit = _audit(replace(planned, actions=actions), who, why, clock())
-            digest = hashlib.sha256(json.dumps(audit, sort_keys=True).encode()).hexdigest()
-            audits.append(f"{AUDIT}/{datetime.fromisoformat(audit['at']):%Y%m%dT%H%M%S%f}-{digest[:8]}.json")
-            store.put_json(audits[-1], audit)
-        run = _Run(store, lease, aliased or {}, clock, on_progress)
+        run = _Run(store, lease, planned.policy.leftovers_days, aliased or {}, clock)
+        run.close_interrupted()
         run.sweep(AUDIT)
-        for path in audits:
-            run.carry_out(path)
-        return Applied(tuple(audits), run.freed, tuple(run.skipped))
+        if not planned.actions:
+            return Applied(None, 0, ())
+        audit = _audit(planned, who, why, clock())
+        digest = hashlib.sha256(json.dumps(audit, sort_keys=True).encode()).hexdigest()
+        path = f"{AUDIT}/{datetime.fromisoformat(audit['at']):%Y%m%dT%H%M%S%f}-{digest[:8]}.json"
+        store.put_json(path, audit)
+        run.carry_out(planned, path, audit)
+        return Applied(path, run.freed, tuple(run.skipped))
     finally:
         lease.release()
 
@@ -109,91 +118,135 @@ class _Run:
         self,
         store: ResultsStore,
         lease: Lease,
+        leftovers_days: int | None,
         aliased: Mapping[str, str],
         clock: Callable[[], datetime],
-        on_progress: Callable[[Action], None],
     ) -> None:
-        self._store, self._lease, self._clock, self._on_progress = store, lease, clock, on_progress
+        self._store, self._lease, self._leftovers_days, self._clock = store, lease, leftovers_days, clock
         self._kept = kept_versions(store, aliased)
         self._referenced = referenced(store)
         self._needed_items: set[str] | None = None
-        self._leftovers_days: int | None = None
         self.freed = 0
         self.skipped: list[str] = []
 
-    def carry_out(self, path: str) -> None:
-        """Do an audit record's changes and write down how each one came out."""
-        audit = self._store.get_json(path)
-        if audit is None:
-            return
-        self._leftovers_days = audit["policy"]["leftovers_days"]
-        for change in audit["changes"]:
-            names = ("kind", "folder", "why", "bytes", "bytes_before", "place")
-            action = Action(**{name: change[name] for name in names})
-            kind, place = Kind(action.kind), tuple(action.place) if action.place else None
-            self._on_progress(action)
+    def close_interrupted(self) -> None:
+        """Write into the records of processes that were killed how far they came."""
+        for path, audit in self._store.json_files(f"{AUDIT}/*-*.json"):
+            if audit.get("what") != "retention" or audit["finished_at"]:
+                continue
+            changes = [
+                change if change["outcome"] else self._closed(change, path) for change in audit["changes"]
+            ]
+            at = self._clock().isoformat()
+            self._store.put_json(path, {**audit, "changes": changes, "finished_at": at, "interrupted": True})
+
+    def carry_out(self, planned: Plan, path: str, audit: dict[str, Any]) -> None:
+        """Do a plan's actions, and write down in its audit record how each one came out."""
+        written = time.monotonic()
+        for action, change in zip(planned.actions, audit["changes"], strict=True):
             with self._store.writing(action.folder):
                 self._lease.check()
             try:
-                change["bytes"] = self._do(kind, action, place, path, audit["at"])
+                change["bytes"] = self._do(action, path, audit["at"])
                 change["outcome"] = "done"
                 self.freed += change["bytes"]
             except _SkippedError as reason:
-                change["outcome"] = f"left alone: {reason}"
-                change["bytes"] = 0
+                change["outcome"], change["bytes"] = f"left alone: {reason}", 0
                 self.skipped.append(f"{action.folder}: {reason}")
+            if time.monotonic() - written >= _WRITE_SECONDS:
+                self._store.put_json(path, audit)
+                written = time.monotonic()
         self._store.put_json(path, {**audit, "finished_at": self._clock().isoformat()})
 
-    def _do(self, kind: Kind, action: Action, place: Any, audit: str, at: str) -> int:
-        """Returns the bytes freed. Raises _SkippedError."""
-        if kind is Kind.ITEMS:
-            return self._delete_items(action)
-        if kind is Kind.PROGRESS:
-            return self._delete_progress(action)
-        if place[1] in self._kept:
-            raise _SkippedError(f"kept meanwhile: {self._kept[place[1]]}")
-        if kind is Kind.TEXTS:
-            # Nobody writes in a committed evaluation; a lease there is of one that commits, or of a dead one.
-            files = files_of(self._store, action.folder)
-            held = any(name.startswith(LEASE) for name in files)
-            with self._held(action.folder) if held else nullcontext():
-                return self._remove_texts(action, audit, at)
-        if place in self._referenced:
-            raise _SkippedError("a verdict or comparison rests on it meanwhile")
-        return self._delete_evaluation(action)
+    def _closed(self, change: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """A change of an interrupted run with its outcome, as the store shows it."""
+        folder = change["folder"]
+        files = files_of(self._store, folder)
+        done = not [name for name in files if not is_kept(name)]
+        if any(name.startswith(LEASE) for name in files):
+            with suppress(_SkippedError), self._held(folder):
+                pass  # the dead process's lease is taken over and given back
+        if done:
+            self._remove_folder(f"{folder}/progress")
+            self._remove_folder(folder)
+        if change["kind"] == Kind.TEXTS:
+            with suppress(_SkippedError):
+                retention = (self._record(folder) or {}).get("retention") or {}
+                done = "content_digest" in retention and retention["audit"] == path.rsplit("/", 1)[1]
+        if done:
+            return {**change, "outcome": "done"}
+        return {**change, "outcome": "not done: it was interrupted", "bytes": 0}
 
-    def _remove_texts(self, action: Action, audit: str, at: str) -> int:
-        store, folder = self._store, action.folder
-        record = store.get_json(f"{folder}/{RECORD}")
+    def _record(self, folder: str) -> dict[str, Any] | None:
+        """An evaluation's record, None without one. Raises _SkippedError for one that can't be read."""
+        try:
+            return self._store.get_json(f"{folder}/{RECORD}")
+        except UserError as error:
+            raise _SkippedError(_one_line(error)) from None
+
+    def _do(self, action: Action, audit: str, at: str) -> int:
+        """Returns the bytes freed. Raises _SkippedError."""
+        if action.kind is Kind.ITEMS:
+            return self._delete_items(action)
+        if action.kind is Kind.PROGRESS:
+            return self._delete_progress(action)
+        if action.place is None:
+            return self._finish_deleting(action)
+        record = self._record(action.folder)
         if record is None:
             raise _SkippedError("it is not there any more")
-        retention = record.get("retention")
-        if retention is None:
+        entered = entered_at(record)
+        if entered is not None and entered.isoformat() != action.entered_at:
+            raise _SkippedError("it was evaluated again meanwhile")
+        if action.place[1] in self._kept:
+            raise _SkippedError(f"kept meanwhile: {self._kept[action.place[1]]}")
+        about = {"at": at, "audit": audit.rsplit("/", 1)[1], "why": action.why}
+        if action.kind is Kind.DELETE:
+            if action.place in self._referenced:
+                raise _SkippedError("a verdict or comparison rests on it meanwhile")
+            return self._delete_evaluation(action, record, about)
+        # Nobody writes in a committed evaluation; a lease there is of one that commits, or of a dead one.
+        held = any(name.startswith(LEASE) for name in files_of(self._store, action.folder))
+        with self._held(action.folder) if held else nullcontext():
+            return self._remove_texts(action, record, about)
+
+    def _remove_texts(self, action: Action, record: Mapping[str, Any], about: Mapping[str, Any]) -> int:
+        store, folder = self._store, action.folder
+        retention = record.get("retention") or {}
+        if "content_digest" not in retention:
             try:
                 table = without_texts(store.get_table(f"{folder}/{SAMPLES}"), record["task"])
-            except (OSError, pa.ArrowException) as error:
-                raise _SkippedError(f"its samples can't be read: {_one_line(error)}") from None
+                digest = content_digest(_with_all_columns(table), store.get_table(f"{folder}/{METRICS}"))
+            except (OSError, KeyError, pa.ArrowException) as error:
+                raise _SkippedError(f"it can't be read: {_one_line(error)}") from None
+            if not retention:
+                removed = removed_columns(record["task"])
+                retention = {**about, "removed": removed, "bytes_before": action.bytes_before}
+                store.put_json(f"{folder}/{RECORD}", {**record, "retention": retention})
             content = parquet(table)
             store.put(f"{folder}/{SAMPLES}", content)
-            metrics = store.get_table(f"{folder}/{METRICS}")
-            retention = {
-                "at": at,
-                "audit": audit.rsplit("/", 1)[1],
-                "why": action.why,
-                "removed": removed_columns(record["task"]),
-                "bytes": max(action.bytes_before - len(content), 0),
-                "content_digest": content_digest(_with_all_columns(table), metrics),
-            }
-            # Last, and always anew: by the record the catalogue notices that the evaluation changed.
+            freed = max(retention["bytes_before"] - len(content), 0)
+            retention = {name: value for name, value in retention.items() if name != "bytes_before"}
+            retention |= {"audit": about["audit"], "bytes": freed, "content_digest": digest}
+            # Anew: by its record the catalogue notices that an evaluation changed.
             store.put_json(f"{folder}/{RECORD}", {**record, "retention": retention})
         self.sweep(folder)
         return int(retention["bytes"])
 
-    def _delete_evaluation(self, action: Action) -> int:
-        if self._store.exists(action.folder):
-            with self._held(action.folder):
-                self._remove(action.folder, first=RECORD)
-            self._remove_folder(action.folder)
+    def _delete_evaluation(self, action: Action, record: Mapping[str, Any], about: Mapping[str, Any]) -> int:
+        told = {name: record.get(name) for name in ("dataset", "model", "fingerprint", "finished_at")}
+        with self._held(action.folder):
+            self._store.put_json(f"{action.folder}/{DELETED}", {**about, **told})
+            self._remove(action.folder, first=RECORD)
+        self._remove_folder(f"{action.folder}/progress")
+        return action.bytes
+
+    def _finish_deleting(self, action: Action) -> int:
+        with self._held(action.folder):
+            if DELETED not in files_of(self._store, action.folder):
+                raise _SkippedError("somebody evaluates it again")
+            self._remove(action.folder)
+        self._remove_folder(f"{action.folder}/progress")
         return action.bytes
 
     def _delete_progress(self, action: Action) -> int:
@@ -226,12 +279,25 @@ class _Run:
         days = (self._clock() - changed_at(files)) / timedelta(days=1)
         return self._leftovers_days is not None and days > 0 and days >= self._leftovers_days
 
-    def _held(self, folder: str) -> AbstractContextManager[None]:
-        return _Held(self._store, folder)
+    @contextmanager
+    def _held(self, folder: str) -> Iterator[None]:
+        """An evaluation's folder held as its writer holds it, so that no process begins to write in it."""
+        path = f"{self._store.root}/{folder}/{LEASE}"
+        with self._store.writing(folder):
+            try:
+                lease = Lease.acquire(self._store.filesystem, path, what=folder, owner=OWNER)
+            except BusyError:
+                raise _SkippedError("a process is at work on it") from None
+            except FileNotFoundError:
+                raise _SkippedError("it is not there any more") from None
+        try:
+            yield
+        finally:
+            lease.release()
 
     def _remove(self, folder: str, first: str = "") -> None:
-        """Remove all files of a folder, `first` before the others; one that is gone is no mistake."""
-        names = [name for name in files_of(self._store, folder) if not name.startswith(LEASE)]
+        """Remove a folder's files, `first` before the others; one that is gone is no mistake."""
+        names = [name for name in files_of(self._store, folder) if not is_kept(name)]
         with self._store.writing(folder):
             for name in sorted(names, key=lambda name: (name != first, name)):
                 with suppress(FileNotFoundError):
@@ -252,62 +318,6 @@ class _Run:
 
 class _SkippedError(Exception):
     """Why something that was planned is not done."""
-
-
-class _Held:
-    """An evaluation's folder held as its writer holds it, so that no process begins to write in it."""
-
-    def __init__(self, store: ResultsStore, folder: str) -> None:
-        self._store, self._folder = store, folder
-
-    def __enter__(self) -> None:
-        store = self._store
-        with store.writing(self._folder):
-            try:
-                self._lease = Lease.acquire(
-                    store.filesystem,
-                    f"{store.root}/{self._folder}/{LEASE}",
-                    what=self._folder,
-                    owner="retention",
-                )
-            except BusyError:
-                raise _SkippedError("a process is at work on it") from None
-            except FileNotFoundError:
-                raise _SkippedError("it is not there any more") from None
-
-    def __exit__(self, *_: object) -> None:
-        self._lease.release()
-
-
-def removed_columns(task: str) -> list[str]:
-    """The columns that lose their content. A perplexity is made of its text's words and bytes: that stays."""
-    columns = ["prompt", "choices", "incorrect_references", "output", "outputs.text"]
-    return columns if task == "perplexity" else [*columns, "references"]
-
-
-def without_texts(table: pa.Table, task: str) -> pa.Table:
-    """Samples without what a model was shown and wrote; the same rows, columns and types.
-
-    A prompt and an output are null. There are as many choices, each of them empty, as many outputs with an
-    empty text, and no references (but of a perplexity, whose statistics need their length).
-    """
-    removed = removed_columns(task)
-    for name in ("prompt", "output"):
-        table = _replaced(table, name, lambda _: None)
-    table = _replaced(table, "choices", lambda texts: texts and [""] * len(texts))
-    for name in ("references", "incorrect_references"):
-        if name in removed:
-            table = _replaced(table, name, lambda texts: None if texts is None else [])
-    return _replaced(table, "outputs", lambda outputs: outputs and [{**o, "text": ""} for o in outputs])
-
-
-def _replaced(table: pa.Table, name: str, change: Callable[[Any], Any]) -> pa.Table:
-    if name not in table.column_names:  # written before there were several outputs
-        return table
-    position = table.column_names.index(name)
-    field = table.schema.field(position)
-    values = [change(value) for value in table.column(position).to_pylist()]
-    return table.set_column(position, field, pa.array(values, field.type))
 
 
 def _with_all_columns(table: pa.Table) -> pa.Table:

@@ -1,20 +1,20 @@
 """What there is in a store, as `plan` wants to know it."""
 
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from resources.errors import UserError
 from resources.keys import key_of_segment
 from resources.results import ResultsStore, asked_fingerprints
 from resources.retention.policy import Inventory, Kind, Leftover, Place, Plan, StoredEvaluation
-from resources.writer import RECORD, SAMPLES
+from resources.retention.texts import text_bytes
+from resources.writer import DELETED, RECORD, SAMPLES
 
 LEASE = "lease.json"
-TEXT_COLUMNS = ("prompt", "choices", "references", "incorrect_references", "output", "outputs")
-"""The columns of samples that hold texts."""
+OWNER = "retention"
+"""Who holds the lease of a folder that is being tidied."""
 
 
 def take_stock(
@@ -28,6 +28,7 @@ def take_stock(
     evaluations, leftovers = [], []
     referred: dict[str, set[str]] = {}
     unsure: set[str] = set()
+    deleted: dict[str, datetime] = {}
     for folder, files in _folders(store, "evaluations", 3).items():
         dataset, model, evaluation = folder.split("/")[1:]
         try:
@@ -36,17 +37,24 @@ def take_stock(
             unsure.add(dataset)
             continue
         if record is None:
-            unsure.add(dataset)  # an evaluation that is being made may have begun with former items
-            if any(not name.startswith(LEASE) for name in files):
-                leftovers.append(
-                    Leftover(Kind.PROGRESS, folder, _bytes(files), changed_at(files), is_held(files, now))
-                )
+            kind = Kind.DELETE if DELETED in files else Kind.PROGRESS
+            if kind is Kind.PROGRESS:
+                unsure.add(dataset)  # an evaluation that is being made may have begun with former items
+            elif (moment := _deleted_at(store, f"{folder}/{DELETED}")) is not None:
+                key = key_of_segment(model)
+                deleted[key] = min(deleted.get(key, moment), moment)
+            left = {name: entry for name, entry in files.items() if not is_kept(name)}
+            if left:
+                held = is_held(store, folder, files, now)
+                leftovers.append(Leftover(kind, folder, _bytes(left), changed_at(left), held))
             continue
         referred.setdefault(dataset, set()).add(str(record.get("benchmark_fingerprint")))
         place = (key_of_segment(dataset), key_of_segment(model), evaluation)
-        evaluations.append(_evaluation(place, folder, files, record, now))
+        evaluations.append(_evaluation(place, folder, files, record, is_held(store, folder, files, now)))
     leftovers += _items(store, referred, unsure)
-    return Inventory(tuple(evaluations), tuple(leftovers), kept_versions(store, aliased), referenced(store))
+    return Inventory(
+        tuple(evaluations), tuple(leftovers), kept_versions(store, aliased), referenced(store), deleted
+    )
 
 
 def kept_versions(store: ResultsStore, aliased: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -83,45 +91,53 @@ def referenced(store: ResultsStore) -> frozenset[Place]:
 
 
 def measured(planned: Plan, store: ResultsStore) -> Plan:
-    """The plan with what removing texts frees: the samples files themselves say how large a column is."""
-    freed = {}
+    """The plan with the bytes that removing texts frees."""
+    actions = []
     for action in planned.actions:
         if action.kind is Kind.TEXTS:
-            freed[action.folder] = _text_bytes(store, f"{action.folder}/{SAMPLES}")
-    return planned.with_bytes(freed)
+            record = store.get_json(f"{action.folder}/{RECORD}") or {}
+            freed = text_bytes(store, f"{action.folder}/{SAMPLES}", str(record.get("task")))
+            action = replace(action, bytes=freed)
+        actions.append(action)
+    return replace(planned, actions=tuple(actions))
 
 
-def _text_bytes(store: ResultsStore, path: str) -> int:
+def entered_at(record: Mapping[str, Any]) -> datetime | None:
+    """When an evaluation came into the store: a run of years ago may have been imported today."""
+    imported = record.get("imported")
+    at = imported.get("at") if isinstance(imported, dict) else None
+    return _moment(at) or _moment(record.get("finished_at"))
+
+
+def is_kept(name: str) -> bool:
+    """Whether a file stays where an evaluation is deleted: what tells of it, and whoever holds the folder."""
+    return name == DELETED or name.startswith(LEASE)
+
+
+def _deleted_at(store: ResultsStore, path: str) -> datetime | None:
+    """When a deleted evaluation had finished."""
     try:
-        with store.filesystem.open(f"{store.root}/{path}", "rb") as file:
-            metadata = pq.ParquetFile(file).metadata
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            columns = [group.column(number) for group in groups for number in range(group.num_columns)]
-            return sum(
-                column.total_compressed_size
-                for column in columns
-                if column.path_in_schema.split(".")[0] in TEXT_COLUMNS
-            )
-    except (OSError, ValueError):  # gone or damaged: applying it says so
-        return 0
+        return _moment((store.get_json(path) or {}).get("finished_at"))
+    except UserError:
+        return None
 
 
 def _evaluation(
-    place: Place,
-    folder: str,
-    files: Mapping[str, Mapping[str, Any]],
-    record: Mapping[str, Any],
-    now: datetime,
+    place: Place, folder: str, files: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any], held: bool
 ) -> StoredEvaluation:
+    retention = record.get("retention")
+    finished = _moment(record.get("finished_at")) or changed_at(files)
     return StoredEvaluation(
         place,
         folder,
-        _moment(record.get("finished_at")) or changed_at(files),
+        finished,
         _bytes(files),
         int(files.get(SAMPLES, {}).get("size") or 0),
-        bool(record.get("retention")),
-        is_held(files, now),
+        bool(retention),
+        held,
+        entered_at(record) or finished,
         float(record.get("cost") or 0.0),
+        isinstance(retention, dict) and "content_digest" not in retention,
     )
 
 
@@ -142,16 +158,11 @@ def _items(store: ResultsStore, referred: Mapping[str, set[str]], unsure: Set[st
 
 def _folders(store: ResultsStore, top: str, depth: int) -> dict[str, dict[str, Mapping[str, Any]]]:
     """The folders `depth` levels below `top`, each with all its files by their path in it."""
-    store.filesystem.invalidate_cache()
-    try:
-        listed = store.filesystem.find(f"{store.root}/{top}", detail=True)
-    except FileNotFoundError:
-        return {}
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for path, entry in listed.items():
-        parts = path[len(store.root) + 1 :].split("/")
-        if len(parts) > depth + 1:
-            found.setdefault("/".join(parts[: depth + 1]), {})["/".join(parts[depth + 1 :])] = entry
+    for path, entry in files_of(store, top).items():
+        parts = path.split("/")
+        if len(parts) > depth:
+            found.setdefault("/".join([top, *parts[:depth]]), {})["/".join(parts[depth:])] = entry
     return found
 
 
@@ -165,14 +176,20 @@ def files_of(store: ResultsStore, folder: str) -> dict[str, Mapping[str, Any]]:
     return {path[len(store.root) + len(folder) + 2 :]: entry for path, entry in listed.items()}
 
 
-def is_held(files: Mapping[str, Mapping[str, Any]], now: datetime) -> bool:
+def is_held(store: ResultsStore, folder: str, files: Mapping[str, Mapping[str, Any]], now: datetime) -> bool:
     """Whether a process is at work in a folder: it writes beside its lease every few seconds.
 
     A lease that nobody has touched for a day was left by a process that is gone; whoever wants to write there
-    still has to take it over.
+    still has to take it over. Retention's own was left by one that was killed: only one is at it at a time.
     """
     lease = {name: entry for name, entry in files.items() if name.startswith(LEASE)}
-    return bool(lease) and now - changed_at(lease) < timedelta(days=1)
+    if not lease or now - changed_at(lease) >= timedelta(days=1):
+        return False
+    try:
+        holder = store.get_json(f"{folder}/{LEASE}")
+    except UserError:
+        return True
+    return holder is not None and holder.get("owner") != OWNER
 
 
 def _bytes(files: Mapping[str, Mapping[str, Any]]) -> int:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from eval_assets.exchange import Imported, export_harness, import_harness
 from eval_assets.exchange import files as limits
 from eval_assets.exchange.names import TASKS
+from eval_assets.grid.comparing import compare_cells
 from eval_assets.leaderboard import leaderboard_rows
 from eval_assets.metrics import estimate_metrics
 from eval_assets.suite import BenchmarkSpec, load_suite, normalize
@@ -23,6 +24,7 @@ from resources.errors import UserError
 from resources.records import Estimate, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
+from tests.eval_assets.conftest import Project
 
 HARNESS = Path(__file__).parent / "harness"
 SUITE = load_suite([ROOT / "tests" / "benchmarks"])
@@ -153,14 +155,41 @@ def test_another_run_of_the_same_model_is_another_evaluation(store: ResultsStore
     assert all(one.new for one in imported(store, later).evaluations)
 
 
-def test_an_imported_evaluation_is_never_taken_for_one_of_the_grid(store: ResultsStore) -> None:
+def test_an_imported_evaluation_is_never_taken_for_one_of_the_grid(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A number that nobody here computed would stand for a cell, or let a version pass a gate."""
+    monkeypatch.setenv("EVAL_LIMIT", "6")
+    runs = project.registered("tiny@1", "tiny@2")
+    runs.evaluate_cells("tiny@1", ["capitals"])
+    shots = SUITE["capitals"].fewshot.count
+    content = {
+        "results": {"capitals": {"acc,none": 1.0, "acc_norm,none": 1.0, "sample_len": 6}},
+        "n-shot": {"capitals": shots},
+        "config": {"model_args": "pretrained=a/b"},
+    }
+    path = tmp_path / "results_x.json"
+    path.write_text(json.dumps(content))
+    done = import_harness([path], runs.store, SUITE, models={"*": "tiny@2"})
+    assert [(one.dataset, one.model) for one in done.evaluations] == [("capitals", "tiny@2")]
+    [cell] = runs.cells(["tiny@2"], ["capitals"])
+    assert runs.store.committed(cell) is None
+    assert runs.missing({cell: runs.cells(["tiny@2"], ["capitals"])[cell]})
+    with pytest.raises(UserError, match="tiny@2 has no evaluation of today's capitals"):
+        compare_cells(runs.look.cells, "tiny@2", "tiny@1", "capitals")
+    runs.evaluate_cells("tiny@2", ["capitals"])
+    compared = compare_cells(runs.look.cells, "tiny@2", "tiny@1", "capitals")
+    assert "origin" not in compared.candidate
+    catalog = Catalog(runs.store)
+    catalog.refresh()
+    with catalog.connect() as connection:
+        rows = connection.execute("SELECT model, origin FROM leaderboard ORDER BY 1").fetchall()
+        assert rows == [("tiny@1", None), ("tiny@2", None)], "our own comes first"
+
+
+def test_an_imported_evaluation_is_marked(store: ResultsStore) -> None:
     imported(store, HARNESS)
-    for record in records(store).values():
-        assert record["model_digest"] is None
-        assert record["benchmark_fingerprint"] != (store.benchmark(record["dataset"]) or {}).get(
-            "fingerprint"
-        )
+    assert {record["model_digest"] for record in records(store).values()} == {None}
     Catalog(store).refresh()
     with Catalog(store).connect() as connection:
         rows = connection.execute("SELECT DISTINCT origin FROM leaderboard UNION SELECT origin FROM history")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from eval_assets.grid.comparing import compare_cells, scores_of
+from eval_assets.grid.reconciling import Work, reconcile
 from eval_assets.operations.retention import retain, retention_plan, versions_in_use
 from eval_assets.partitions import SUITE
 from resources.configured import EngineResource
@@ -17,8 +18,8 @@ from resources.errors import UserError
 from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
 from resources.results import Cell, ResultsStore
 from resources.retention import RetentionPolicy, apply, plan, take_stock
-from resources.retention.applying import without_texts
 from resources.retention.policy import Kind
+from resources.retention.texts import without_texts
 from resources.settings import Settings
 from tests.eval_assets.conftest import Project
 
@@ -48,8 +49,8 @@ def store(project: Project) -> ResultsStore:
     return store
 
 
-def acted_on(store: ResultsStore) -> set[str]:
-    found = retention_plan(store, Settings.from_environment(), POLICY)
+def acted_on(store: ResultsStore, *, ask_registry: bool = True) -> set[str]:
+    found = retention_plan(store, Settings.from_environment(), POLICY, ask_registry=ask_registry)
     return {action.place[1] for action in found.actions if action.place}
 
 
@@ -69,6 +70,16 @@ def test_a_fixed_baseline_is_kept(
     path.write_text(json.dumps({"models": [entry]}))
     monkeypatch.setenv("EVAL_MODELS", str(path))
     assert acted_on(store) == {"tiny@1", "org/imported@main"}
+    shutil.rmtree(project.registry)  # EVAL_MODELS says it, no registry is needed
+    assert acted_on(store, ask_registry=False) == {"tiny@1", "org/imported@main"}
+
+
+def test_a_model_that_the_registry_skips_keeps_its_aliases(project: Project, store: ResultsStore) -> None:
+    """Its files are being copied anew, say: it is in production all the same."""
+    (project.registry / "tiny" / "aliases.json").write_text(json.dumps({"champion": "1"}))
+    for weights in (project.registry / "tiny").rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    assert acted_on(store) == {"tiny@2", "org/imported@main"}
 
 
 @pytest.mark.parametrize("trouble", ["no registry", "wrong aliases"])
@@ -98,11 +109,8 @@ def test_an_alias_that_moved_since_the_plan_keeps_its_version(project: Project, 
     settings = Settings.from_environment()
     planned = retention_plan(store, settings, POLICY)
     (project.registry / "tiny" / "aliases.json").write_text(json.dumps({"champion": "2"}))
-    seen: list[str] = []
-    done = retain(
-        planned, store, settings, why="quarterly", who="ada", on_progress=lambda a: seen.append(a.folder)
-    )
-    assert len(seen) == len(planned.actions) == 3
+    done = retain(planned, store, settings, why="quarterly")
+    assert len(planned.actions) == 3
     assert [line.split(": ", 1)[1] for line in done.skipped] == ["kept meanwhile: the alias champion"]
     assert {record["model"] for _, record in store.records()} == {"tiny@2", "tiny@3", "org/imported@new"}
     assert {str(action.kind) for action in planned.actions} == {str(Kind.DELETE)}
@@ -132,6 +140,33 @@ def test_comparisons_checks_and_reuse_go_on_without_the_texts(
     runs.evaluate_cells("tiny@1", datasets)  # recorded again: with its checks, and examples for the UI
     assert all(runs.store.committed(cell) is not None for cell in runs.cells(["tiny@1"], datasets))
     assert retention_plan(runs.store, settings, policy).actions == ()
+
+
+def test_the_nightly_schedule_does_not_bring_back_what_was_deleted(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two would undo each other every night, and pay for it."""
+    monkeypatch.setenv("EVAL_LIMIT", "6")
+    runs = project.registered("tiny@1", "tiny@2")
+    for model in ("tiny@1", "tiny@2"):
+        runs.evaluate_cells(model, ["capitals"])
+
+    def wanted() -> set[tuple[str, str]]:
+        world = runs.look.world(["tiny@1", "tiny@2"], ["capitals"], thorough=True, seconds=60)
+        tasks = [task for request in reconcile(world).requests for task in request.tasks]
+        return {(task.model, task.dataset) for task in tasks if task.work is Work.EVALUATE}
+
+    assert wanted() == set()
+    shutil.rmtree(Path(runs.store.root, "comparisons"))  # what one rests on is never deleted
+    in_ten_years = datetime.now(UTC) + timedelta(days=3650)
+    policy = RetentionPolicy(versions=1, texts_days=1, delete_days=1)
+    apply(plan(take_stock(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w")
+    assert [record["model"] for _, record in runs.store.records()] == ["tiny@2"]
+    assert wanted() == set()
+    runs.evaluate_cells("tiny@1", ["capitals"])  # a person who asks for it gets it
+    assert {record["model"] for _, record in runs.store.records()} == {"tiny@1", "tiny@2"}
+    shutil.rmtree(Path(runs.store.root, "evaluations", "capitals", "tiny@1"))  # lost, and not on purpose
+    assert wanted() == {("tiny@1", "capitals")}
 
 
 @pytest.mark.parametrize("dataset", sorted(SUITE))

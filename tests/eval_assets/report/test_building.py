@@ -20,7 +20,7 @@ from eval_assets.report.building import Limits, Report, build_report
 from resources.catalog import Catalog
 from resources.errors import TransientError, UserError
 from resources.results import ResultsStore
-from resources.retention.applying import without_texts
+from resources.retention.texts import without_texts
 from resources.storage import parquet
 from tests.eval_assets.report.stores import choice_sample, commit, usual_store
 

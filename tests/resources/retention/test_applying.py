@@ -30,9 +30,9 @@ TEXT = "what the model was shown, what it wrote, what was right " * 20
 
 
 def evaluated(
-    store: ResultsStore, model: str, days: int, *, task: str = "generation", **more: Any
+    store: ResultsStore, model: str, days: int, *, task: str = "generation", finished: int = -1, **more: Any
 ) -> dict[str, Any]:
-    """Commit an evaluation that finished so many days before NOW."""
+    """Commit an evaluation that finished so many days before NOW; `finished` makes it the same one anew."""
     outputs = [Output(f"{TEXT}", "stop", 3, {"f1": 1.0}), Output(f"{TEXT}!", "length", 4, {"f1": 0.0})]
     samples = [
         Sample(
@@ -43,12 +43,12 @@ def evaluated(
         )
         for i in range(3)
     ]  # fmt: skip
-    finished = (NOW - timedelta(days=days)).isoformat()
+    ended = (NOW - timedelta(days=days if finished < 0 else finished)).isoformat()
     name, _, version = model.partition("@")
     record = {
         "model_name": name, "model_version": version, "model_digest": "d", "benchmark_fingerprint": "now",
         "status": "valid", "primary_metric": "f1", "higher_is_better": True, "samples": 3,
-        "items_available": 3, "started_at": finished, "finished_at": finished, "engine": {}, "seconds": {},
+        "items_available": 3, "started_at": ended, "finished_at": ended, "engine": {}, "seconds": {},
         "task": task, "score": {"value": 0.5, "stderr": 0.1, "ci_low": 0.3, "ci_high": 0.7}, **more,
     }  # fmt: skip
     fingerprint = hashlib.sha256(f"{model}{days}{more}".encode()).hexdigest()
@@ -132,7 +132,7 @@ def test_each_thing_gets_what_the_policy_says(store: ResultsStore) -> None:
         assert {p: d for p, d in after.items() if p.startswith(prefix)} == {
             p: d for p, d in before.items() if p.startswith(prefix)
         }, name
-    assert not (folder_of(store, made["very old"])).exists()
+    assert [path.name for path in folder_of(store, made["very old"]).iterdir()] == ["deleted.json"]
     assert not list(Path(store.root, "evaluations/quiz").rglob("*.parquet"))
     assert {path.parent.name for path in Path(store.root, "benchmarks").rglob("items.parquet")} == {
         "former-but-needed", "now",
@@ -186,7 +186,7 @@ def test_the_record_says_what_was_removed_when_why_and_by_which_audit(store: Res
         "prompt", "choices", "incorrect_references", "output", "outputs.text", "references",
     ]  # fmt: skip
     assert record["retention"]["at"] == NOW.isoformat()
-    assert f"{AUDIT}/{record['retention']['audit']}" == done.audits[0]
+    assert f"{AUDIT}/{record['retention']['audit']}" == done.audit
     assert record["retention"]["why"] == "finished 50 days ago, without texts after 30"
     assert {k: v for k, v in record.items() if k != "retention"} == made["old"]
 
@@ -233,7 +233,7 @@ def test_again_nothing_is_left_to_do(store: ResultsStore) -> None:
     applied(store)
     before = contents(store)
     assert planned(store).actions == ()
-    assert applied(store) == Applied((), 0, ())
+    assert applied(store) == Applied(None, 0, ())
     assert contents(store) == before
 
 
@@ -293,6 +293,42 @@ def test_what_became_needed_since_it_was_planned_is_left_alone(
     assert {p for p in before if p not in contents(store) and "lease" not in p} == set()
 
 
+def test_what_was_evaluated_again_since_it_was_planned_is_left_alone(store: ResultsStore) -> None:
+    """It has the place and the id of the one that was to go, and is of today."""
+    made = filled(store)
+    found = planned(store)
+    for name in ("old", "very old"):
+        shutil.rmtree(folder_of(store, made[name]))
+    fresh = [evaluated(store, "m@5", 50, finished=0), evaluated(store, "m@1", 200, finished=0)]
+    assert [one["evaluation_id"] for one in fresh] == [
+        made[name]["evaluation_id"] for name in ("old", "very old")
+    ]
+    done = apply(found, store, why="w", clock=lambda: NOW)
+    assert [line.split(": ", 1)[1] for line in done.skipped] == ["it was evaluated again meanwhile"] * 2
+    assert all(store.samples(one)[0].prompt for one in fresh)
+
+
+def test_of_what_was_deleted_a_note_stays_until_it_is_evaluated_again(store: ResultsStore) -> None:
+    """Without it the nightly schedule would compute it again, and retention delete it again."""
+    made = filled(store)
+    done = applied(store)
+    cell = Cell("squad", "m@1", made["very old"]["fingerprint"])
+    assert store.committed(cell) is None
+    assert store.was_deleted(cell)
+    note = json.loads((folder_of(store, made["very old"]) / "deleted.json").read_text())
+    assert f"{AUDIT}/{note['audit']}" == done.audit
+    assert (note["fingerprint"], note["why"]) == (
+        cell.fingerprint, "finished 200 days ago, deleted after 100",
+    )  # fmt: skip
+    with store.writer(cell):
+        assert not store.was_deleted(cell)
+    evaluated(store, "m@1", 200, finished=0)
+    assert not store.was_deleted(cell)
+    assert {path.name for path in folder_of(store, made["very old"]).iterdir()} == {
+        "evaluation.json", "samples.parquet", "metrics.parquet",
+    }  # fmt: skip
+
+
 def test_an_alias_of_a_registry_keeps_its_version(store: ResultsStore) -> None:
     filled(store)
     stock = take_stock(store, {"m@5": "champion", "m@1": "candidate"}, NOW)
@@ -327,8 +363,14 @@ def test_a_damaged_evaluation_is_left_alone_and_named(store: ResultsStore) -> No
     made = filled(store)
     (folder_of(store, made["old"]) / "samples.parquet").write_bytes(b"PAR1 nonsense")
     (folder_of(store, made["very old"]) / "evaluation.json").write_text("{")
+    (folder_of(store, made["referenced"]) / "metrics.parquet").write_bytes(b"PAR1 nonsense")
+    before = (folder_of(store, made["referenced"]) / "samples.parquet").read_bytes()
+    more = evaluated(store, "z@1", 60)
+    evaluated(store, "z@2", 1)
     done = applied(store)
-    assert [line.split(": ", 1)[1][:25] for line in done.skipped] == ["its samples can't be read"]
+    assert [line.split(": ", 1)[1][:16] for line in done.skipped] == ["it can't be read"] * 2
+    assert (folder_of(store, made["referenced"]) / "samples.parquet").read_bytes() == before
+    assert store.samples(more)[0].prompt == "", "what is damaged holds up nothing else"
     assert (folder_of(store, made["very old"]) / "samples.parquet").exists()
 
 
@@ -399,7 +441,10 @@ def test_it_works_in_an_object_store(bucket: str) -> None:
         "m@2": False,
     }
     assert store.samples(records[1])[2].scores == {"f1": 2 / 3}
-    assert not store.exists(f"evaluations/squad/m@0/{records[0]['evaluation_id']}")
+    gone = Cell("squad", "m@0", records[0]["fingerprint"])
+    assert (store.committed(gone), store.was_deleted(gone)) == (None, True)
+    folder = f"{store.root}/evaluations/squad/m@0/{records[0]['evaluation_id']}"
+    assert store.filesystem.ls(folder, detail=False, refresh=True) == [f"{folder}/deleted.json"]
 
 
 # -- kills ------------------------------------------------------------------------------------------
@@ -426,35 +471,106 @@ def _killed_at(root: str, moment: int, found: Plan) -> None:
     apply(found, store, why="the disk is full", who="ada", clock=lambda: NOW)
 
 
-def test_killed_at_any_moment_and_gone_on_with_it_ends_the_same(tmp_path: Path) -> None:
-    """Half a retention is the worst of all: texts gone that no record tells of, or a record of nothing."""
+def _results(contents: dict[str, str], root: str) -> dict[str, Any]:
+    """What is in a store but for who did it: of a run that was killed, the next one does the rest."""
+    found: dict[str, Any] = {}
+    for path, digest in contents.items():
+        if path.startswith(AUDIT):
+            continue
+        found[path] = digest
+        if path.endswith(("evaluation.json", "deleted.json")):
+            record = json.loads(Path(root, path).read_text())
+            (record.get("retention") or record).pop("audit", None)
+            found[path] = record
+    return found
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Callable[[ResultsStore, str, int], tuple[ResultsStore, bool]]:
+    """A copy of a store after retention was killed before its n-th change; whether it came that far."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.resources.retention.test_applying"])
 
-    first = ResultsStore(str(tmp_path / "first"))
-    filled(first)
-    for days in (40, 60, 70):
-        evaluated(first, f"m@8.{days}", days)
-
-    def run(name: str, moment: int) -> tuple[bool, dict[str, str]]:
+    def run(first: ResultsStore, name: str, moment: int) -> tuple[ResultsStore, bool]:
         store = ResultsStore(str(shutil.copytree(first.root, tmp_path / name)))
         child = context.Process(target=_killed_at, args=(store.root, moment, planned(store)))
         child.start()
         child.join(60)
         killed = child.exitcode == -signal.SIGKILL
         assert killed or child.exitcode == 0
-        applied(store)  # what anybody does next: look again, and go on
-        return killed, contents(store)
+        return store, killed
 
-    _, whole = run("whole", 10**9)
-    assert json.loads(Path(tmp_path, "whole", next(p for p in whole if AUDIT in p)).read_text())[
-        "finished_at"
-    ]
+    return run
+
+
+Kill = Callable[[ResultsStore, str, int], tuple[ResultsStore, bool]]
+
+
+def test_killed_at_any_moment_and_done_again_it_ends_the_same(tmp_path: Path, killed: Kill) -> None:
+    """Half a retention is the worst of all: texts gone that no record tells of, or a record of nothing."""
+    first = ResultsStore(str(tmp_path / "first"))
+    made = filled(first)
+    for days in (40, 60, 70):
+        evaluated(first, f"m@8.{days}", days)
+    whole, _ = killed(first, "whole", 10**9)
+    [audit] = last_audits(whole)
+    assert audit["finished_at"]
+    expected = _results(contents(whole), whole.root)
     kills = 0
     for moment in range(200):
-        killed, after = run(str(moment), moment)
-        assert after == whole, f"killed before change {moment}"
-        kills += killed
-        if not killed:
+        store, was_killed = killed(first, str(moment), moment)
+        if not was_killed:
             break
+        kills += 1
+        for record in (made["old"], made["referenced"]):  # no text is gone that no record tells of
+            samples = store.samples(record)
+            there = store.get_json(f"{folder_of(store, record).relative_to(store.root)}/evaluation.json")
+            assert samples[0].prompt or "retention" in (there or {}), f"killed before change {moment}"
+        applied(store)  # what anybody does next: look again, and go on
+        assert _results(contents(store), store.root) == expected, f"killed before change {moment}"
+        audits = last_audits(store)
+        assert all(one["finished_at"] for one in audits)
+        outcomes = [
+            (change["folder"], change["kind"], change["outcome"])
+            for one in audits
+            for change in one["changes"]
+            if change["outcome"] != "not done: it was interrupted"
+        ]
+        assert len(outcomes) == len(set(outcomes)), f"killed before change {moment}: twice done"
+        assert {(folder, outcome) for folder, _, outcome in outcomes} == {
+            (change["folder"], "done") for change in audit["changes"]
+        }, f"killed before change {moment}"
     assert kills >= 20
+
+
+def test_what_an_interrupted_run_had_not_begun_is_planned_anew(tmp_path: Path, killed: Kill) -> None:
+    """Somebody stops it because its policy was wrong: the next run must not do the rest of it."""
+    first = ResultsStore(str(tmp_path / "first"))
+    made = filled(first)
+    keep = RetentionPolicy(texts_days=None, delete_days=None, leftovers_days=None)
+    half_done = 0
+    for moment in range(0, 200, 2):
+        store, was_killed = killed(first, str(moment), moment)
+        if not was_killed:
+            break
+        before = {record["evaluation_id"] for _, record in store.records() if "retention" not in record}
+        fresh = None
+        if store.was_deleted(Cell("squad", "m@1", made["very old"]["fingerprint"])) and (
+            store.committed(Cell("squad", "m@1", made["very old"]["fingerprint"])) is None
+        ):
+            fresh = evaluated(store, "m@1", 200, finished=0)  # and somebody wants it again
+            before.add(fresh["evaluation_id"])
+        actions = planned(store, keep).actions
+        assert {action.why.partition(",")[0] for action in actions} <= {
+            "removing its texts was interrupted", "its deletion was interrupted",
+        }  # fmt: skip
+        half_done += len(actions)
+        applied(store, keep)
+        left = {record["evaluation_id"] for _, record in store.records() if "retention" not in record}
+        assert left == before, f"killed before change {moment}"
+        assert fresh is None or store.samples(fresh)[0].prompt
+        assert planned(store, keep).actions == ()
+        for _, record in store.records():
+            assert (store.samples(record)[0].prompt == "") == ("retention" in record)
+            assert "content_digest" in record.get("retention", {"content_digest": ""})
+    assert half_done > 0
