@@ -23,6 +23,7 @@ from resources.telemetry import FAMILIES
 from tests.conftest import ROOT
 from tests.deployments.manifests import DEPLOYMENTS, KUBERNETES, Object, build, named
 from tests.prometheus import program
+from tests.test_documentation import anchors
 
 MONITORING = DEPLOYMENTS / "monitoring"
 RULES: Object = yaml.safe_load((MONITORING / "rules.yaml").read_text())
@@ -83,12 +84,6 @@ def test_promtool_notices_an_alert_that_does_not_fire(tmp_path: Path) -> None:
     assert promtool("test", "rules", tmp_path / "rules_test.yaml").returncode != 0
 
 
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and GitLab make them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
-
-
 @pytest.mark.parametrize("alert", ALERTS)
 def test_the_runbook_of_an_alert_is_a_heading_of_our_pages(alert: str) -> None:
     url = ALERTS[alert]["annotations"]["runbook_url"]
@@ -96,16 +91,6 @@ def test_the_runbook_of_an_alert_is_a_heading_of_our_pages(alert: str) -> None:
     assert anchor in anchors(ROOT / page)
     assert ALERTS[alert]["annotations"]["summary"]
     assert ALERTS[alert]["labels"]["severity"] in ("info", "warning", "critical")
-
-
-@pytest.mark.parametrize("page", ["monitoring.md", "decisions/0009-metrics-are-read-from-the-results.md"])
-def test_every_link_of_the_pages_leads_somewhere(page: str) -> None:
-    path = ROOT / "docs" / page
-    for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
-        file, _, anchor = link.partition("#")
-        target = path.parent / file if file else path
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
 
 
 def expressions() -> Iterator[tuple[str, str]]:

@@ -1,0 +1,51 @@
+"""What the pages name is there: files, headings, make targets and settings."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resources.settings import VARIABLES
+from tests.conftest import ROOT
+
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "deployments/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and GitLab make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[str]:
+    """The targets of a page's links and pictures within the repository."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        if not re.match(r"[a-z]+:", link):
+            yield link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_of_a_page_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_file_target_and_setting_that_a_page_names_is_there(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for path in re.findall(r"`((?:eval_assets|resources|tests|deployments|docs)/[\w/.-]*\w)", text):
+        assert any((ROOT / f"{path}{ending}").exists() for ending in ("", ".py")), path
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^ *)(?:[A-Z]\w+=\S+ )*make (?:-s )?([a-z][a-z-]+)", text, re.M)) <= targets
+    settings = {variable.name for variable in VARIABLES.values()}
+    assert set(re.findall(r"\bEVAL_[A-Z_]+[A-Z]\b", text)) <= settings
