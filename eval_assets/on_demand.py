@@ -11,11 +11,12 @@ from pydantic import Field
 from eval_assets.benchmarks import prepare
 from eval_assets.evaluations import evaluate_cells
 from eval_assets.grid.attempts import PRIORITY_TAG, begin
-from eval_assets.grid.comparing import compare_cells, markdown
+from eval_assets.grid.comparing import compare_current, markdown
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.prepared import is_current, source_signature
 from eval_assets.model_versions import register
 from eval_assets.partitions import SUITE, RunCell
+from resources.catalog import Catalog
 from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.pods.tags import ON_DEMAND_JOB, ON_DEMAND_OP
@@ -95,6 +96,11 @@ class CompareConfig(dg.Config):
     candidate: str = Field(description="the version that is judged, name@version")
     baseline: str = Field(description="the version that it is compared with")
     benchmarks: list[str] = Field(default=["*"], description="benchmark keys or patterns")
+    tolerance: float | None = Field(
+        default=None,
+        ge=0,
+        description="how much worse is good enough, in points of the metric; by default that of EVAL_MODELS",
+    )
 
 
 @dg.op(tags={"kind": "statistics"})
@@ -106,19 +112,17 @@ def compare_two(
 ) -> None:
     """Compare two versions sample by sample on the benchmarks that both were evaluated on."""
     begin(context)
-    cells = Observer.of(context.instance, registry, store, Settings.from_environment()).cells
-    compared, missing = [], {}
+    catalog = Catalog(store)
     with _failing():
-        for dataset in _chosen(config.benchmarks, list(SUITE), "benchmark"):
-            try:
-                compared.append(compare_cells(cells, config.candidate, config.baseline, dataset).as_row())
-            except UserError as error:
-                missing[dataset] = str(error)
-        if not compared:
-            raise UserError(f"nothing to compare: {'; '.join(missing.values())}")
+        cells = Observer.of(context.instance, registry, store, Settings.from_environment()).cells
+        for note in catalog.refresh().notes:
+            context.log.warning(note)
+        compared, missing = compare_current(
+            cells, catalog, config.candidate, config.baseline, config.benchmarks, config.tolerance
+        )
     context.add_output_metadata(
         {
-            "comparison": dg.MetadataValue.md(markdown(compared, missing)),
+            "comparison": dg.MetadataValue.md(markdown([one.as_row() for one in compared], missing)),
             "candidate": config.candidate,
             "baseline": config.baseline,
         }

@@ -85,38 +85,39 @@ def leaderboard_table(out: Output, cells: Sequence[Mapping[str, Any]]) -> None:
 @click.argument("candidate", type=MODEL)
 @click.argument("baseline", type=MODEL)
 @benchmarks_option
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    help="how much worse is good enough, in points of the metric; by default as in EVAL_MODELS or as judged",
+)
 @output
-def compare(out: Output, candidate: str, baseline: str, benchmarks: Sequence[str]) -> None:
-    """Compare two versions, sample by sample, on what both were evaluated on."""
+def compare(
+    out: Output, candidate: str, baseline: str, benchmarks: Sequence[str], tolerance: float | None
+) -> None:
+    """Compare two versions, sample by sample, on every benchmark that both were evaluated on."""
     from eval_assets.grid.cells import Cells
-    from eval_assets.grid.comparing import COLUMNS, compare_cells, shown
+    from eval_assets.grid.comparing import COLUMNS, compare_current, shown
     from eval_assets.grid.tracking import tracking
     from eval_assets.partitions import SUITE
-    from resources.errors import UserError
     from resources.keys import ModelKey
     from resources.results import ResultsStore
     from resources.settings import Settings
 
     settings = Settings.from_environment()
-    store = ResultsStore(settings.store)
-    tracked = tracking(settings.models, settings.registry, SUITE)
     for key in (candidate, baseline):
-        if store.model_version(str(ModelKey.parse(key))) is None:
-            raise UserError(f"model version {key} is not registered: run 'make register'")
-    cells = Cells(settings, store, tracked)
-    compared, missing = [], {}
-    for dataset in benchmarks or tracked.entry_of(candidate).datasets(SUITE):
-        try:
-            compared.append(compare_cells(cells, candidate, baseline, dataset).as_row())
-        except UserError as error:
-            missing[dataset] = str(error)
-    if not compared:
-        raise UserError(f"nothing to compare: {'; '.join(missing.values())}")
+        ModelKey.parse(key)
+    cells = Cells(settings, ResultsStore(settings.store), tracking(settings.models, settings.registry, SUITE))
+    compared, missing = compare_current(cells, fresh_catalog(), candidate, baseline, benchmarks, tolerance)
+    rows = [one.as_row() for one in compared]
     out.say(f"{candidate} against {baseline}")
-    out.table(COLUMNS, [shown(row) for row in compared])
-    for reason in missing.values():
-        out.say(f"not compared: {reason}")
-    out.document({"candidate": candidate, "baseline": baseline, "compared": compared, "missing": missing})
+    out.table(COLUMNS, [shown(row) for row in rows])
+    for one in compared:
+        dtypes = [side["engine"].get("dtype") for side in (one.candidate, one.baseline)]
+        if dtypes[0] != dtypes[1]:
+            out.say(f"note: {one.dataset} compares {dtypes[0]} with {dtypes[1]}", style="yellow")
+    for dataset, reason in missing.items():
+        out.say(f"not compared on {dataset}: {reason}")
+    out.document({"candidate": candidate, "baseline": baseline, "compared": rows, "missing": missing})
 
 
 @click.command()

@@ -1,17 +1,21 @@
 """Two versions on one benchmark, as the store has them: the comparison of their samples, and its verdict."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from eval_assets.evaluating.evaluator import metric_of
 from eval_assets.grid.cells import Cells
-from eval_assets.partitions import SUITE
+from eval_assets.grid.prepared import stored_record
+from eval_assets.grid.tracking import DEFAULT_TOLERANCE
 from eval_assets.statistics.sequential import decide
 from eval_assets.statistics.verdicts import Comparison, Scores, Verdict, compare, verdict
 from eval_assets.suite.spec import BenchmarkSpec
-from resources.errors import UserError
+from resources.catalog import Catalog
+from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.records import Sample
 from resources.registries import ModelVersion
@@ -76,25 +80,113 @@ def compare_cells(cells: Cells, candidate: str, baseline: str, dataset: str) -> 
     )
 
 
+def compare_current(
+    cells: Cells,
+    catalog: Catalog,
+    candidate: str,
+    baseline: str,
+    benchmarks: Sequence[str] = (),
+    tolerance: float | None = None,
+) -> tuple[list[CellComparison], dict[str, str]]:
+    """Compare two versions by what the leaderboard shows of them, over the items that both were asked.
+
+    So it holds whatever limit they were evaluated under. `benchmarks` are keys or patterns, none for all. The
+    `tolerance` is by default that of EVAL_MODELS; without that file the one that the candidate was judged
+    with. Returns the comparisons and, by benchmark, why one is missing; what neither has is left out, unless
+    it is named. Raises UserError for a version without any evaluation.
+    """
+    found, judged_with = _current(catalog, (candidate, baseline))
+    if tolerance is not None or cells.settings.models is not None:
+        judged_with = {}
+    compared: list[CellComparison] = []
+    missing = {name: "neither was evaluated on it" for name in benchmarks if not set(name) & set("*?[")}
+    for dataset in found:
+        if benchmarks and not any(fnmatchcase(dataset, pattern) for pattern in benchmarks):
+            continue
+        missing.pop(dataset, None)
+        try:
+            sides = [_own(found[dataset].get(key), key) for key in (candidate, baseline)]
+            spec = BenchmarkSpec.model_validate(stored_record(dataset, cells.store)["spec"])
+            accepted = judged_with.get(dataset, tolerance)
+            compared.append(compare_records(cells, sides[0], sides[1], spec, accepted))
+        except TransientError:
+            raise
+        except UserError as error:
+            missing[dataset] = str(error)
+    if not compared:
+        reasons = "; ".join(f"{dataset}: {why}" for dataset, why in missing.items())
+        raise UserError(f"nothing to compare: {reasons or 'no benchmark matches ' + ', '.join(benchmarks)}")
+    return compared, missing
+
+
+def _current(
+    catalog: Catalog, models: tuple[str, str]
+) -> tuple[dict[str, dict[str, Mapping[str, Any]]], dict[str, float]]:
+    """Dataset -> model -> the record of its current evaluation; and what the first was judged with."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    with catalog.connect() as connection:
+        for dataset, model, record in connection.execute(
+            "SELECT dataset, model, record FROM current_evaluations WHERE model IN (?, ?) ORDER BY 1", models
+        ).fetchall():
+            found.setdefault(dataset, {})[model] = json.loads(record)
+        judged_with = connection.execute(
+            "SELECT dataset, tolerance FROM comparisons WHERE model = ?", models[:1]
+        ).fetchall()
+    for key in models:
+        if not any(key in of_one for of_one in found.values()):
+            raise UserError(
+                f"{key} has no evaluation: 'leaderboard' lists what there is, 'evaluate' makes one"
+            )
+    return found, dict(judged_with)
+
+
+def _own(record: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
+    if record is None:
+        raise UserError(f"{key} was not evaluated on it")
+    if record.get("origin"):
+        raise UserError(f"{key} has results of {record['origin']} only: evaluate it here, too")
+    return record
+
+
 def compare_records(
-    cells: Cells, candidate: Mapping[str, Any], baseline: Mapping[str, Any], spec: BenchmarkSpec
+    cells: Cells,
+    candidate: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    spec: BenchmarkSpec,
+    tolerance: float | None = None,
 ) -> CellComparison:
-    """Compare two committed evaluations of one benchmark. Raises UserError where they are not comparable."""
-    for name, what in (("benchmark_fingerprint", "items or settings"), ("primary_metric", "primary metric")):
-        if candidate[name] != baseline[name]:
+    """Compare two committed evaluations of one benchmark, by default with the tolerance of EVAL_MODELS.
+
+    Raises UserError where they are not comparable.
+    """
+    for name, what in (
+        ("benchmark_fingerprint", "the benchmark's items or settings"),
+        ("primary_metric", "the benchmark's primary metric"),
+        ("scoring_version", "what scores it"),
+    ):
+        if candidate.get(name) != baseline.get(name):
             raise UserError(
                 f"{candidate['model']} and {baseline['model']} on {candidate['dataset']} are not comparable: "
-                f"the benchmark's {what} changed between the two evaluations; evaluate the older one again"
+                f"{what} changed between the two evaluations; evaluate the older one again"
             )
+    if candidate["primary_metric"] != spec.primary_metric:
+        raise UserError(
+            f"{candidate['dataset']}: its primary metric was {candidate['primary_metric']} when "
+            f"{candidate['model']} and {baseline['model']} were evaluated and is {spec.primary_metric} now; "
+            "evaluate both again"
+        )
     found = [scores_of(spec, cells.store.samples(record)) for record in (baseline, candidate)]
-    return _judged(cells, [baseline, candidate], [scores for scores, _ in found], found[0][1])
+    if tolerance is None:
+        entry = cells.tracking.entry(ModelKey.parse(candidate["model"]).name)
+        tolerance = DEFAULT_TOLERANCE if entry is None else entry.tolerance_of(candidate["dataset"])
+    return _judged([baseline, candidate], [scores for scores, _ in found], found[0][1], tolerance)
 
 
 def _judged(
-    cells: Cells,
     records: Sequence[Mapping[str, Any]],
     scores: Sequence[Scores],
     bounds: tuple[float, float],
+    tolerance: float,
 ) -> CellComparison:
     baseline, candidate = records
     dataset = candidate["dataset"]
@@ -104,16 +196,14 @@ def _judged(
                 f"{record['model']} on {dataset} is not valid: {record['samples_with_error']} samples have "
                 "an error; see the cell's checks"
             )
-    entry = cells.tracking.entry_of(candidate["model"])
     try:
         comparison = compare(
             scores[0], scores[1], higher_is_better=candidate["higher_is_better"], bounds=bounds
         )
         if stage := candidate.get("stage"):
-            family = len(entry.datasets(SUITE))
-            found = decide(comparison, entry.tolerance_of(dataset), stage["look"], family=family).verdict
+            found = decide(comparison, tolerance, stage["look"]).verdict
         else:
-            found = verdict(comparison, entry.tolerance_of(dataset))
+            found = verdict(comparison, tolerance)
     except ValueError as error:
         raise UserError(f"{candidate['model']} on {dataset} against {baseline['model']}: {error}") from None
     return CellComparison(dataset, candidate, baseline, comparison, found)

@@ -9,7 +9,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from click.testing import CliRunner
 
+from eval_assets.__main__ import main
 from eval_assets.commands.ad_hoc import opened
 from eval_assets.commands.evaluating import evaluate_grid
 from eval_assets.commands.output import Output
@@ -105,6 +107,30 @@ def test_what_is_there_is_not_computed_again(folder: Path, monkeypatch: pytest.M
     [again] = evaluate(str(folder), ["capitals"], force=True)
     assert again["evaluation_id"] != first[0]["evaluation_id"]
     assert again["content_digest"] == first[0]["content_digest"]
+
+
+def test_versions_are_compared_whatever_limit_they_were_evaluated_under(
+    folder: Path, tmp_path: Path, tiny_models: Path
+) -> None:
+    """A comparison that looks for today's settings finds nothing of what somebody has just evaluated."""
+    shutil.copytree(tiny_models / "tiny" / "2", tmp_path / "other")
+    evaluate(str(folder), ["capitals", "sentences"], key="mine@1", limit=8)
+    evaluate(str(tmp_path / "other"), ["capitals", "capitals_written"], key="mine@2", limit=5)
+
+    def compared(*options: str) -> Any:
+        done = CliRunner().invoke(main, ["compare", "mine@2", "mine@1", "--json", *options])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    found = compared()
+    [row] = found["compared"]
+    assert (row["dataset"], row["comparison"]["n"], row["verdict"]["tolerance"]) == ("capitals", 5, 0.02)
+    assert len(row["comparison"]["only_in_baseline"]) == 3
+    assert found["missing"] == {
+        "capitals_written": "mine@1 was not evaluated on it", "sentences": "mine@2 was not evaluated on it",
+    }  # fmt: skip
+    [row] = compared("--tolerance", "0.9", "--benchmarks", "capitals")["compared"]
+    assert row["verdict"]["tolerance"] == 0.9
 
 
 def test_a_model_that_was_trained_on_is_another_version(folder: Path, tmp_path: Path) -> None:

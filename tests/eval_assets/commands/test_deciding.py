@@ -1,5 +1,6 @@
 """What a person or a CI decides from: gate, compare, rollback, retry, as commands."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -63,7 +64,7 @@ def test_a_gate_on_an_instance_of_its_own_knows_the_version_in_production(
     assert "`tiny@3` against `tiny@2`: failed" in failed.stdout
 
 
-def test_two_versions_are_compared_on_demand(automation: Automation) -> None:
+def test_two_versions_are_compared_on_demand(automation: Automation, monkeypatch: pytest.MonkeyPatch) -> None:
     automation.until_at_rest()
     result = command("compare", "tiny@2", "tiny@1", "--benchmarks", "capitals")
     assert result.returncode == 0, result.stderr
@@ -71,7 +72,16 @@ def test_two_versions_are_compared_on_demand(automation: Automation) -> None:
     assert " equivalent " in result.stdout
     unknown = command("compare", "tiny@9", "tiny@1")
     assert unknown.returncode == 2
-    assert unknown.stderr == "error: model version tiny@9 is not registered: run 'make register'\n"
+    assert unknown.stderr == (
+        "error: tiny@9 has no evaluation: 'leaderboard' lists what there is, 'evaluate' makes one\n"
+    )
+    # Without the file of who is tracked, verdicts are those of the leaderboard.
+    monkeypatch.delenv("EVAL_MODELS")
+    monkeypatch.setenv("EVAL_REGISTRY", str(automation.project.registry))
+    again = json.loads(command("compare", "tiny@2", "tiny@1", "--json").stdout)
+    assert {row["dataset"]: row["verdict"]["tolerance"] for row in again["compared"]} == {
+        "capitals": 0.5, "sentences": 0.5,
+    }  # fmt: skip
 
 
 def test_a_rollback_puts_the_version_before_back_and_is_recorded(automation: Automation) -> None:
