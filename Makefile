@@ -47,7 +47,7 @@ leaderboard: $(VENV)/.installed ## Print the leaderboard
 report: $(VENV)/.installed ## Bring the HTML report up to date and open it
 	@$(BIN)/python -m eval_assets report --open
 
-doctor: $(VENV)/.installed ## Check everything that could be wrong here, a line each
+doctor: $(VENV)/.installed instance ## Check everything that could be wrong here, a line each
 	@$(BIN)/python -m eval_assets doctor
 
 sql: $(VENV)/.installed ## Query the results: Q="select * from leaderboard" make -s sql; without Q a shell

@@ -3,8 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -12,6 +13,7 @@ import click
 from eval_assets.commands.output import Output, output
 
 if TYPE_CHECKING:
+    from resources.registries.sources import RegistrySource
     from resources.results import ResultsStore
     from resources.settings import Settings
 
@@ -21,7 +23,9 @@ _MARKS: dict[Level, tuple[str, str]] = {"ok": ("ok   ", "green"), "note": ("note
 LITTLE_SPACE = 2 * 2**30
 """Bytes that a large benchmark's evaluation can need at once, with its temporary copies."""
 CLOCK_TOLERANCE = 30.0
-"""Seconds by which the store's clock may differ: leases and staleness compare times of several machines."""
+"""Seconds by which another machine's clock may differ: schedules and histories compare times of several."""
+DEVICES = Path("/dev")
+HUB = "https://huggingface.co"
 SILENT_DAEMON = 120.0
 """Seconds without a heartbeat (one is due every 30) after which the daemon counts as not running."""
 
@@ -55,26 +59,27 @@ def examine() -> Iterator[Finding]:
     from resources.errors import UserError
     from resources.settings import Settings
 
-    yield from _look("packages", _packages)
+    again = "pip install -c constraints.txt -e . installs what belongs together"
+    yield from _look("packages", again, _packages)
     try:
         settings = Settings.from_environment()
     except UserError as error:
         yield Finding("settings", "wrong", str(error))
         return
     yield Finding("settings", "ok", f"store {settings.store}, registry {settings.registry}")
-    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("benchmarks", lambda: _benchmarks(settings)),
-        ("store", lambda: _store(settings)),
-        ("models", lambda: _models(settings)),
-        ("instance", _instance),
-        ("device", lambda: _device(settings)),
-        ("cluster", lambda: _cluster(settings)),
+    checks: list[tuple[str, str, Callable[[], Iterator[Finding]]]] = [
+        ("benchmarks", "correct EVAL_BENCHMARKS or its files", lambda: _benchmarks(settings)),
+        ("store", "correct EVAL_STORE, or what its server needs to let you in", lambda: _store(settings)),
+        ("models", "correct EVAL_REGISTRY or EVAL_MODELS", lambda: _models(settings)),
+        ("instance", "correct dagster.yaml in DAGSTER_HOME, or what it names", _instance),
+        ("device", again, lambda: _device(settings)),
+        ("cluster", "correct EVAL_ACCELERATORS", lambda: _cluster(settings)),
     ]
-    for subject, check in checks:
-        yield from _look(subject, check)
+    for subject, advice, check in checks:
+        yield from _look(subject, advice, check)
 
 
-def _look(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _look(subject: str, advice: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     from resources.errors import UserError
 
     try:
@@ -82,8 +87,8 @@ def _look(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
     except UserError as error:
         yield Finding(subject, "wrong", str(error))
     except Exception as error:  # what a library raises of a broken set-up may be anything; the rest goes on
-        line = " ".join(str(error).split())[:300]
-        yield Finding(subject, "wrong", f"{type(error).__name__}: {line}")
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        yield Finding(subject, "wrong", f"{line}: {advice}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -153,7 +158,7 @@ def _store(settings: "Settings") -> Iterator[Finding]:
 
 
 def _writable(store: "ResultsStore") -> Iterator[Finding]:
-    """Write, read back, compare clocks, remove."""
+    """Write, read back, remove; of a store elsewhere, compare clocks."""
     import shutil
     from contextlib import suppress
 
@@ -174,35 +179,93 @@ def _writable(store: "ResultsStore") -> Iterator[Finding]:
         yield Finding("store", level, f"{store.root} is writable, {free / 2**30:,.1f} GiB free{more}")
     else:
         yield Finding("store", "ok", f"{store.scheme}://{store.root} is writable")
+        yield _clock("the store", skew)
+
+
+def _clock(whose: str, skew: float) -> Finding:
     if abs(skew) > CLOCK_TOLERANCE:
-        text = f"the store's clock is {skew:+,.0f} s from this machine's: set both by NTP"
-        yield Finding("clock", "wrong", text)
-    else:
-        yield Finding("clock", "ok", f"the store's and this machine's differ by {abs(skew):.1f} s")
+        text = f"that of {whose} is {skew:+,.0f} s from this machine's: set both by NTP"
+        return Finding("clock", "wrong", text)
+    return Finding("clock", "ok", f"that of {whose} and this machine's differ by {abs(skew):.1f} s")
+
+
+def _clocks(sources: "Sequence[RegistrySource]", settings: "Settings") -> Iterator[Finding]:
+    """This machine's clock beside those of the registries, to the second; a local folder's is its own."""
+    urls = [one.mlflow or (one.hub.endpoint or HUB if one.hub is not None else "") for one in sources]
+    compared = 0
+    for url in dict.fromkeys(url for url in urls if url.startswith(("http://", "https://"))):
+        before = time.time()
+        date = _date_of(url)
+        if date is not None:
+            compared += 1
+            yield _clock(url, date - (before + time.time()) / 2)
+    if not compared and "://" not in settings.store:
+        yield Finding("clock", "ok", "no other machine's to compare with: store and registries are local")
+
+
+def _date_of(url: str) -> float | None:
+    """When a server says it is; None where it doesn't."""
+    import urllib.error
+    import urllib.request
+    from email.utils import parsedate_to_datetime
+
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
+            date = answer.headers["Date"]
+    except urllib.error.HTTPError as error:  # an answer, too
+        date = error.headers["Date"]
+    except OSError:  # what is looked at under "models" says so
+        return None
+    return parsedate_to_datetime(date).timestamp() if date else None
 
 
 def _models(settings: "Settings") -> Iterator[Finding]:
     from eval_assets.grid.tracking import tracking
     from eval_assets.partitions import SUITE
+    from resources.errors import UserError
     from resources.registries.sources import open_registries
+    from resources.settings import VARIABLES
 
+    # Who has named no registry may not need one.
+    asked_for = settings.models is not None or settings.registry != str(
+        Path(VARIABLES["registry"].default).absolute()
+    )
     tracked = tracking(settings.models, settings.registry, SUITE)
-    entries = [(entry.names, entry.registry) for entry in tracked.models]
-    registry = open_registries(entries, settings.cache, f"{settings.store}/labels")
-    found = registry.versions()
-    for skipped in found.skipped:
-        yield Finding("models", "note", f"{skipped.place} is left out: {skipped.reason}")
-    if found.keys:
-        yield Finding("models", "ok", f"{len(found.keys)} versions in {registry.root}")
-    else:
-        text = f"no model version in {registry.root}: put one into <name>/<version>/ or set EVAL_MODELS"
-        yield Finding("models", "wrong", text)
+    for entry in tracked.models:
+        registry = open_registries(
+            [(entry.names, entry.registry)], settings.cache, f"{settings.store}/labels"
+        )
+        try:
+            found = registry.versions()
+        except UserError as error:
+            if asked_for:
+                yield Finding("models", "wrong", str(error))
+                continue
+            found = None
+        for skipped in found.skipped if found is not None else ():
+            yield Finding("models", "note", f"{skipped.place} is left out: {skipped.reason}")
+        if found is not None and found.keys:
+            yield Finding("models", "ok", f"{len(found.keys)} versions in {registry.root}")
+        elif asked_for:
+            text = f"no version of {entry.names} in {registry.root}: put one there, or correct EVAL_MODELS"
+            yield Finding("models", "wrong", text)
+        else:
+            text = (
+                f"none in {registry.root}, where the grid's are ('make inputs' brings the demo's, yours go "
+                "into <name>/<version>/); 'evaluate FOLDER' needs none"
+            )
+            yield Finding("models", "note", text)
+    yield from _clocks([entry.registry for entry in tracked.models], settings)
 
 
 def _instance() -> Iterator[Finding]:
     home = os.environ.get("DAGSTER_HOME")
     if not home:
         yield Finding("instance", "note", "DAGSTER_HOME is not set: no UI and no schedules; make ui sets it")
+        return
+    if not Path(home).is_dir():
+        text = f"DAGSTER_HOME={home} is no folder: 'make instance' makes that of the make targets"
+        yield Finding("instance", "wrong", text)
         return
     import dagster as dg
     from dagster._daemon.controller import get_daemon_statuses
@@ -240,6 +303,7 @@ def _device(settings: "Settings") -> Iterator[Finding]:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
+    unused = sorted(str(path) for name in ("nvidia[0-9]*", "kfd") for path in DEVICES.glob(name))
     if settings.device == "cuda" and not gpus:
         text = "EVAL_DEVICE=cuda, but torch sees no GPU: install its CUDA build and the driver, or unset it"
         yield Finding("device", "wrong", text)
@@ -250,6 +314,12 @@ def _device(settings: "Settings") -> Iterator[Finding]:
         name = torch.cuda.get_device_name(0)
         text = f"{gpus} x {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         yield Finding("device", "ok", text)
+    elif unused and settings.device == "auto":
+        why = "sees none: look at the driver, and at what the container may use"
+        if torch.version.cuda is None and torch.version.hip is None:
+            why = "is a build for CPUs: install one for them"
+        here = f"a GPU is here ({', '.join(unused)}), but torch {torch.__version__}"
+        yield Finding("device", "wrong", f"{here} {why}, or say EVAL_DEVICE=cpu")
     else:
         what = "mps" if mps and settings.device != "cpu" else f"CPU, {settings.threads} threads"
         yield Finding("device", "ok", what)
