@@ -37,7 +37,7 @@ def fresh_catalog() -> "Catalog":
 
     catalog = Catalog(ResultsStore(Settings.from_environment().store))
     for note in catalog.refresh().notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
     return catalog
 
 
@@ -163,7 +163,7 @@ def samples(
         query = connection.execute(
             f"""
             SELECT * EXCLUDE (scores), map_extract_value(scores, $metric) AS score, scores FROM samples
-            WHERE evaluation_id = $evaluation
+            WHERE dataset = $dataset AND model = $model AND evaluation_id = $evaluation
               AND ($sample IS NULL OR starts_with(sample_id, $sample))
               AND ($group IS NULL OR "group" = $group)
               AND ($below IS NULL OR map_extract_value(scores, $metric) < $below)
@@ -173,7 +173,8 @@ def samples(
             ORDER BY "index"
             """,
             {
-                "metric": metric or primary, "evaluation": evaluation, "sample": sample_id, "group": group,
+                "dataset": benchmark, "model": model, "metric": metric or primary, "evaluation": evaluation,
+                "sample": sample_id, "group": group,
                 "below": below, "above": above, "errors": errors, "find": find,
             },
         )  # fmt: skip
@@ -251,23 +252,23 @@ def _show_whole(out: Output, sample: Mapping[str, Any]) -> None:
         out.say("its texts were removed (docs/retention.md)", style="yellow")
     else:
         out.say("prompt", style="bold")
-        out.say(printable(sample["prompt"]))
+        out.say(sample["prompt"])
     if sample["choices"]:
         out.say("choices", style="bold")
         likelihoods = sample["loglikelihoods"] or [None] * len(sample["choices"])
         for number, (choice, likelihood) in enumerate(zip(sample["choices"], likelihoods, strict=False)):
             mark = "*" if number == sample["target"] else " "
             nats = "" if likelihood is None else f"{likelihood:10.4f} nats  "
-            out.say(f"{mark} {nats}{printable(choice)}")
+            out.say(f"{mark} {nats}{choice}")
     elif sample["loglikelihoods"]:
         out.say(f"log-likelihood: {sum(sample['loglikelihoods']):.4f} nats")
     if sample["output"] is not None:
         out.say("output", style="bold")
-        out.say(printable(sample["output"]))
+        out.say(sample["output"])
     if sample["references"]:
         out.say("references", style="bold")
         for reference in sample["references"]:
-            out.say(printable(reference))
+            out.say(reference)
     out.say("")
 
 

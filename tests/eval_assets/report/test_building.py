@@ -377,9 +377,24 @@ def test_samples_beyond_the_limit_are_left_out_and_the_page_says_where_they_are(
     assert "The first 25 of 40" in cut
     oldest = (site / "cells/capitals/tiny@1.html").read_text()
     assert "data-list" not in oldest
-    assert "SELECT * FROM samples WHERE evaluation_id" in oldest
+    assert hinted(usual, oldest) == {"tiny@1": 60}
+    [compared] = [
+        page.read_text()
+        for page in (site / "comparisons").rglob("*.html")
+        if "the latest comparisons only" in page.read_text()
+    ]
+    assert hinted(usual, compared) == {"tiny@1": 60, "tiny@2": 60}
     rows = [json.loads(json.loads(match)) for match in scripts(site / "cells/written/tiny@2.data")]
     assert sum(len(row) for row in rows if isinstance(row, list)) == 25
+
+
+def hinted(store: ResultsStore, page: str) -> dict[str, int]:
+    """Model -> its samples that the query finds which a page gives."""
+    query = re.search(r"<code>(SELECT .*?)</code>", page)
+    assert query is not None
+    with Catalog(store).connect() as connection:
+        found = connection.execute(f"SELECT model, count(*) FROM ({html.unescape(query[1])}) GROUP BY ALL")
+        return dict(found.fetchall())
 
 
 def scripts(folder: Path) -> Iterator[str]:
