@@ -19,6 +19,9 @@ from eval_assets.commands.output import (
 if TYPE_CHECKING:
     from eval_assets.commands.runs import Runs
 
+REPORT = "reports/index.html"
+"""Where the report is, in the store."""
+
 
 @click.command()
 @click.argument("models", nargs=-1, type=MODELS)
@@ -111,25 +114,30 @@ def evaluate(
     instance. Without it, --models of the registry are evaluated on the one in DAGSTER_HOME, and judged.
     """
     from eval_assets.commands.ad_hoc import limited, opened
+    from eval_assets.commands.runs import RunFailedError
     from resources.errors import UserError
 
     if model is not None:
         with opened(model, key=key, limit=limit) as (runs, version):
             evaluated = evaluate_grid(out, runs, [version], benchmarks, force=force)
+            nexts = _after_one_model(evaluated)
     elif key is not None:
         raise UserError("--key is for a model that is named as a folder: evaluate FOLDER --key name@version")
     else:
         with limited(limit):
             evaluated = evaluate_grid(out, None, models, benchmarks, force=force)
+            nexts = _after_a_grid(evaluated)
+    if evaluated["leaderboard"]:
+        _say_where(out, evaluated, nexts)
     out.document(evaluated)
     if evaluated["failures"]:
-        raise UserError("; ".join(evaluated["failures"]))
+        raise RunFailedError("; ".join(evaluated["failures"]))
 
 
 def evaluate_grid(
     out: Output, runs: "Runs | None", patterns: Sequence[str], benchmarks: Sequence[str], *, force: bool
 ) -> dict[str, Any]:
-    """Evaluate what is missing, with a progress bar, then show the leaderboard and where things are.
+    """Evaluate what is missing, with a progress bar, then show the leaderboard and verdicts.
 
     `runs` are those of the instance in DAGSTER_HOME, if not given. Returns what was done as plain data, with
     a line in ``failures`` for each run that failed.
@@ -190,34 +198,66 @@ def evaluate_grid(
         runs.refresh_leaderboard()
         found = leaderboard_cells(fresh_catalog())
         leaderboard_table(out, found)
-        _show_verdicts(out, verdicts)
+        for verdict in verdicts:
+            show_verdict(out, verdict)
     except UserError as error:
         failures.append(str(error))
-    seconds = time.monotonic() - started
-    _say_where(out, runs, seconds, models[-1], datasets[0] if datasets else "hellaswag")
     return {
-        "seconds": seconds, "evaluated": len(todo), "leaderboard": found, "verdicts": verdicts,
-        "failures": failures,
+        "seconds": time.monotonic() - started, "models": models, "benchmarks": datasets,
+        "evaluated": len(todo), "leaderboard": found, "verdicts": verdicts, "failures": failures,
+        "report": f"{runs.settings.store}/{REPORT}",
     }  # fmt: skip
 
 
-def _show_verdicts(out: Output, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    for verdict in verdicts:
-        against = f" against {verdict['baseline']}" if verdict["baseline"] else ""
-        colour = {"failed": "red", "undecided": "yellow"}.get(verdict["status"], "green")
-        out.say(f"{verdict['model']}{against}: {verdict['status']}, {verdict['action']}", style=colour)
-        out.say(f"  {verdict['reason']}")
+def show_verdict(out: Output, verdict: Mapping[str, Any]) -> None:
+    """A version's verdict, what followed from it, and why."""
+    against = f" against {verdict['baseline']}" if verdict["baseline"] else ""
+    action = f", {verdict['action']}" if verdict["action"] else ""
+    colour = {"failed": "red", "undecided": "yellow"}.get(verdict["status"], "green")
+    out.say(f"{verdict['model']}{against}: {verdict['status']}{action}", style=colour)
+    out.say(f"  {verdict['reason']}")
 
 
-def _say_where(out: Output, runs: "Runs", seconds: float, model: str, dataset: str) -> None:
-    out.say(
-        f"\nDone in {seconds:,.0f} s. Everything is in {runs.settings.store}:\n"
-        "  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json\n"
-        "  catalog.duckdb                          the same as tables for DuckDB\n"
-        "  reports/index.html                      the report\n"
-        "\nTry next:\n"
-        "  make report                             open the report\n"
-        "  make ui                                 the grid in Dagster's web UI\n"
-        '  Q="select * from comparisons" make -s sql\n'
-        f"  EVAL_LIMIT=500 make evaluate MODELS='{model}' BENCHMARKS={dataset}"
-    )
+def _say_where(out: Output, evaluated: Mapping[str, Any], nexts: Mapping[str, str]) -> None:
+    """Where everything is and what to do `nexts` (command -> what for); the last line is the report."""
+    store = str(evaluated["report"]).removesuffix(REPORT)
+    width = max(map(len, nexts))
+    lines = [
+        f"\nDone in {evaluated['seconds']:,.0f} s. Everything is in {store.rstrip('/')}:",
+        "  evaluations/<benchmark>/<model>/<id>/   samples.parquet, metrics.parquet, evaluation.json",
+        "  catalog.duckdb                          the same as tables for DuckDB",
+        "\nTry next:",
+        *(f"  {command:<{width}}   {what}".rstrip() for command, what in nexts.items()),
+        f"\nThe report: {evaluated['report']}",
+    ]
+    out.say("\n".join(lines))
+
+
+def _after_a_grid(evaluated: Mapping[str, Any]) -> dict[str, str]:
+    from resources.settings import Settings
+
+    settings = Settings.from_environment()
+    set_here = {"EVAL_LIMIT": settings.limit, "EVAL_MODELS": settings.models}
+    given = " ".join(f"{name}={value}" for name, value in set_here.items() if value is not None)
+    model, dataset = evaluated["models"][-1], (evaluated["benchmarks"] or ["hellaswag"])[0]
+    nexts = {
+        "make report": "opens the report",
+        "make ui": "the grid in Dagster's web UI",
+        'Q="select * from comparisons" make -s sql': "",
+        f"EVAL_LIMIT=500 make evaluate MODELS='{model}' BENCHMARKS={dataset}": "",
+    }
+    if given:
+        nexts |= {
+            f"export {given}": "asks the same in 'make ui', 'gate' and 'make evaluate' as was asked here"
+        }
+    return nexts
+
+
+def _after_one_model(evaluated: Mapping[str, Any]) -> dict[str, str]:
+    program = click.get_current_context().find_root().info_name
+    model, dataset = evaluated["models"][-1], (evaluated["benchmarks"] or ["hellaswag"])[0]
+    return {
+        f"{program} samples {model} {dataset}": "what it answered",
+        f"{program} compare {model} NAME@VERSION": "item by item with another one that was evaluated",
+        f"{program} report --open": "opens the report",
+    }

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.registries.one_folder import OneFolderRegistry
 from resources.results import ResultsStore
+from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project, make_worse
 from tests.resources.registries.hub.server import running
 
@@ -83,7 +87,6 @@ def test_a_folder_is_all_that_it_takes(
     assert {record["status"] for record in records} == {"valid"}
     shown = capsys.readouterr().out
     assert "2 of 2 cells to evaluate" in shown
-    assert "Done in" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == [".eval", "my-model"]
     catalog = Catalog(ResultsStore(str(tmp_path / ".eval")))
     catalog.refresh()
@@ -94,6 +97,23 @@ def test_a_folder_is_all_that_it_takes(
     key = records[0]["model"]
     assert rows == [(key, "capitals", None), (key, "sentences", None)]
     assert key == f"my-model@{records[0]['model_digest'][:8]}"
+
+
+def test_what_is_said_in_the_end_can_be_done(folder: Path, tmp_path: Path) -> None:
+    """Make targets, and models of a registry, are nothing to somebody who has needed neither."""
+    done = subprocess.run(
+        [sys.executable, "-m", "eval_assets", "evaluate", str(folder), "--benchmarks", "capitals",
+         "--key", "mine@1", "--limit", "5"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "make " not in done.stdout
+    report = tmp_path / ".eval" / "reports" / "index.html"
+    assert done.stdout.splitlines()[-1] == f"The report: {report}"
+    assert report.is_file()
+    [command] = [line for line in done.stdout.splitlines() if "samples mine@1" in line]
+    words = re.split("   +", command.strip())[0].removeprefix("python -m eval_assets ").split()
+    assert CliRunner().invoke(main, words).exit_code == 0
 
 
 def test_what_is_there_is_not_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
