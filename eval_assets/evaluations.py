@@ -1,6 +1,5 @@
 """Asset `evaluation`: the grid of model versions and benchmarks, one cell a partition."""
 
-import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from eval_assets import markdown
 from eval_assets.evaluating.evaluator import Benchmark, Outcome, evaluate
 from eval_assets.evaluating.progress import Progress
 from eval_assets.gates import (
@@ -447,12 +447,11 @@ def _metadata(outcome: Outcome, samples: Sequence[Sample], available: int) -> di
 
 
 def _examples(samples: Sequence[Sample], count: int = 5) -> str:
-    rows = ["| item | prompt | answer | expected | scores |", "|---|---|---|---|---|"]
+    rows = []
     for sample in samples[:count]:
         scores = ", ".join(f"{name} {value:.3g}" for name, value in list(sample.scores.items())[:4])
-        cells = (str(sample.index), *_question_and_answer(sample), sample.error or scores)
-        rows.append("| " + " | ".join(_inert(cell) for cell in cells) + " |")
-    return "\n".join(rows)
+        rows.append((str(sample.index), *_question_and_answer(sample), sample.error or scores))
+    return markdown.table(("item", "prompt", "answer", "expected", "scores"), rows)
 
 
 def _question_and_answer(sample: Sample) -> tuple[str, str, str]:
@@ -477,12 +476,3 @@ _SHOWN = 120  # characters
 
 def _start(text: str) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-
-
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_INERT = str.maketrans({mark: _ENTITIES.get(mark, "\\" + mark) for mark in string.punctuation})
-
-
-def _inert(text: str) -> str:
-    """Text as one cell of a Markdown table that renders none of it: no link, image, emphasis or HTML."""
-    return " ".join(text.split()).translate(_INERT) or " "

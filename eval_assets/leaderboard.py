@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from eval_assets import markdown
 from eval_assets.grid.attempts import begin
 from eval_assets.materializations import report_link
 from eval_assets.report.naming import INDEX
@@ -110,13 +111,6 @@ def _number(value: float | None) -> str:
     return f"{value:,.1f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 @dg.asset(
     deps=[dg.AssetDep("evaluation", partition_mapping=dg.AllPartitionMapping())],
     group_name="results",
@@ -143,7 +137,7 @@ def leaderboard(
     context.log.info(f"{refresh.added} evaluations added, {refresh.removed} removed, {refresh.total} in all")
     return dg.MaterializeResult(
         metadata={
-            "leaderboard": dg.MetadataValue.md(markdown(rows)),
+            "leaderboard": dg.MetadataValue.md(markdown.table(COLUMNS, [row.cells() for row in rows])),
             "evaluations": refresh.total,
             "added": refresh.added,
             "removed": refresh.removed,

@@ -11,7 +11,7 @@ from pydantic import Field
 from eval_assets.benchmarks import prepare
 from eval_assets.evaluations import evaluate_cells
 from eval_assets.grid.attempts import PRIORITY_TAG, begin
-from eval_assets.grid.comparing import compare_current, markdown
+from eval_assets.grid.comparing import as_markdown, compare_current
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.prepared import is_current, source_signature
 from eval_assets.model_versions import register
@@ -122,7 +122,7 @@ def compare_two(
         )
     context.add_output_metadata(
         {
-            "comparison": dg.MetadataValue.md(markdown([one.as_row() for one in compared], missing)),
+            "comparison": dg.MetadataValue.md(as_markdown([one.as_row() for one in compared], missing)),
             "candidate": config.candidate,
             "baseline": config.baseline,
         }

@@ -16,7 +16,7 @@ import dagster as dg
 
 from eval_assets.gates import no_regression, record_check
 from eval_assets.grid.attempts import announce, begin, confessing
-from eval_assets.grid.comparing import CellComparison, compare_cells, markdown
+from eval_assets.grid.comparing import CellComparison, as_markdown, compare_cells
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.reconciling import Task, Work, judgement
 from eval_assets.grid.tracking import TrackedModels
@@ -163,7 +163,7 @@ def _promote(context: dg.AssetExecutionContext, look: Observer, key: str) -> Non
             "reason": found.reason,
             "action": action,
             "baseline": found.baseline or "none",
-            "benchmarks": dg.MetadataValue.md(markdown(verdict["cells"], found.missing)),
+            "benchmarks": dg.MetadataValue.md(as_markdown(verdict["cells"], found.missing)),
             **report_link(look.settings, model_page(key)),
         },
     )

@@ -4,8 +4,9 @@ import base64
 
 import dagster as dg
 
+from eval_assets import markdown
 from eval_assets.grid.attempts import begin
-from eval_assets.leaderboard import leaderboard, leaderboard_rows, markdown
+from eval_assets.leaderboard import COLUMNS, leaderboard, leaderboard_rows
 from eval_assets.materializations import report_link
 from eval_assets.report.naming import INDEX
 from resources.catalog import Catalog
@@ -52,7 +53,7 @@ def report(
         f"{built.index}: {built.pages_written} pages written, {built.pages_kept} kept, "
         f"{built.pages_removed} removed in {built.seconds:.1f} s"
     )
-    table = markdown(rows[:ROWS])
+    table = markdown.table(COLUMNS, [row.cells() for row in rows[:ROWS]])
     if len(rows) > ROWS:
         table += f"\n\n{len(rows) - ROWS:,} more rows are in the report."
     return dg.MaterializeResult(

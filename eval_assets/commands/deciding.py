@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from eval_assets.commands.output import MODEL, Output, benchmarks_option, output
 if TYPE_CHECKING:
     from eval_assets.commands.runs import Runs
 
-PASSED, FAILED, NOT_DECIDED = 0, 1, 2
+PASSED, FAILED, NOT_DECIDED = 0, 1, 3
 _STATUS = {"first": PASSED, "passed": PASSED, "failed": FAILED}
 
 
@@ -24,29 +25,38 @@ _STATUS = {"first": PASSED, "passed": PASSED, "failed": FAILED}
 @click.option("--junit", type=click.Path(path_type=Path), help="write a JUnit file")
 @output
 def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path | None) -> None:
-    """Has a version passed? Exits with 0 (passed), 1 (failed) or 2 (not decided), for a CI."""
-    from eval_assets.commands.evaluating import evaluate_grid
-    from eval_assets.commands.runs import Runs
+    """Has a version passed? Exits with 0 (passed), 1 (worse) or 3 (not decided), for a CI.
+
+    Anything else is no verdict: 2 a mistake, 4 a run that failed, 70 and 75 as in docs/cli.md. Without --run
+    it reads the latest verdict in the store and needs no Dagster instance.
+    """
+    import dagster as dg
+
+    from eval_assets.commands.evaluating import evaluate_grid, show_verdict
+    from eval_assets.commands.runs import RunFailedError, Runs
+    from eval_assets.grid.comparing import COLUMNS, shown
     from eval_assets.partitions import SUITE
-    from resources.errors import UserError
     from resources.keys import ModelKey
 
     key = str(ModelKey.parse(model))
-    runs = Runs()
-    entry = runs.tracking.entry_of(key)
-    if run:
-        evaluated = evaluate_grid(
-            out, runs, [*_compared_with(runs, key), key], entry.datasets(SUITE), force=False
-        )
-        if evaluated["failures"]:
-            raise UserError("; ".join(evaluated["failures"]))
-    verdict = _todays_verdict(runs, key)
-    text = markdown(verdict)
-    out.say(text)
+    with ExitStack() as stack:
+        runs = Runs(None if run else stack.enter_context(dg.DagsterInstance.ephemeral()))
+        entry = runs.tracking.entry_of(key)
+        if run:
+            models = [*_compared_with(runs, key), key]
+            evaluated = evaluate_grid(out, runs, models, entry.datasets(SUITE), force=False)
+            if evaluated["failures"]:
+                raise RunFailedError("; ".join(evaluated["failures"]))
+        verdict = _todays_verdict(runs, key)
+    show_verdict(out, verdict)
+    if verdict["cells"]:
+        out.table(COLUMNS, [shown(cell) for cell in verdict["cells"]])
+    for dataset, why in verdict["missing"].items():
+        out.say(f"not compared on {dataset}: {why}")
     out.document(verdict)
     if summary is not None:
         with summary.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(summary_of(verdict) + "\n")
     if junit is not None:
         junit.write_bytes(junit_xml(verdict))
     sys.exit(_STATUS.get(verdict["status"], NOT_DECIDED))
@@ -65,7 +75,6 @@ def _compared_with(runs: "Runs", key: str) -> list[str]:
 
 def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
     """The verdict on the version as its files and benchmarks are now; an earlier one decides nothing."""
-    from eval_assets.grid.reconciling import judgement
     from resources.keys import ModelKey
 
     nothing: dict[str, Any] = {
@@ -76,29 +85,68 @@ def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
     verdict = runs.store.verdicts().get(key)
     if verdict is None:
         return {**nothing, "reason": "there is no verdict yet: run it with --run, or wait for the automation"}
-    world = runs.look.world([key], failures={}, thorough=True)
-    version = next((version for version in world.versions if version.model == key), None)
-    if version is None or judgement(version, world.fingerprints).fingerprint != verdict["fingerprint"]:
-        stale = "its files, benchmarks or settings have changed since its verdict: run it with --run"
-        return {**nothing, "reason": stale}
+    stale = _why_stale(runs, key, verdict)
+    if stale is not None:
+        return {**nothing, "reason": f"{stale}; --run evaluates and judges it as it is now"}
     return verdict
 
 
-def markdown(verdict: Mapping[str, Any]) -> str:
+def _why_stale(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None:
+    """What is not as it was when the verdict was given, if anything: files, benchmarks or settings."""
+    from eval_assets.grid.prepared import has_same_items
+    from eval_assets.grid.reconciling import Version, judgement
+    from eval_assets.model_versions import measured
+    from eval_assets.partitions import SUITE
+    from resources.keys import ModelKey
+
+    record = runs.store.model_version(key) or {}
+    revision = runs.registry.revision(ModelKey.parse(key))
+    if record.get("revision") != revision:
+        digest = measured(key, runs.registry, runs.store).digest
+        if record.get("digest") != digest:
+            return "its files have changed since its verdict"
+    datasets = runs.tracking.entry_of(key).datasets(SUITE)
+    judged = {*(cell["dataset"] for cell in verdict["cells"]), *verdict["missing"]}
+    # The verdict on a model's first version compares nothing: what is prepared may be what it was judged on.
+    judged = judged or {dataset for dataset in datasets if runs.store.benchmark(dataset) is not None}
+    if judged != set(datasets):
+        others = f"it was judged on {', '.join(sorted(judged))}, and here on other benchmarks"
+        return f"{others}: EVAL_MODELS names the file that says on which"
+    for dataset in datasets:
+        if not has_same_items(SUITE[dataset], runs.store):
+            return f"the benchmark {dataset} has changed since its verdict"
+    cells = runs.cells([key], datasets)
+    fingerprints = {(key, cell.dataset): cell.fingerprint[:16] for cell in cells}
+    if judgement(Version(key, "", True, tuple(datasets)), fingerprints).fingerprint == verdict["fingerprint"]:
+        return None
+    for cell, benchmark in cells.items():
+        counts = {
+            one["samples"]
+            for one in runs.store.evaluations_of(key, cell.dataset)
+            if one["benchmark_fingerprint"] == benchmark.fingerprint
+            and one["model_digest"] == record["digest"]
+            and not one["stage"]
+        }
+        if counts and benchmark.count not in counts:
+            asked = f"{max(counts):,} items of {cell.dataset}, and {benchmark.count:,} are asked here"
+            return f"it was judged on {asked}: EVAL_LIMIT was another one then"
+    return "its files, benchmarks or settings (docs/configuration.md) have changed since its verdict"
+
+
+def summary_of(verdict: Mapping[str, Any]) -> str:
     """A stored verdict as Markdown, for a pull request."""
-    from eval_assets.grid import comparing
-    from eval_assets.grid.comparing import inert
+    from eval_assets.grid.comparing import as_markdown
+    from eval_assets.markdown import inert
 
     mark = {PASSED: "✅", FAILED: "❌"}.get(_STATUS.get(verdict["status"], NOT_DECIDED), "❔")
     against = f" against `{verdict['baseline']}`" if verdict["baseline"] else ""
-    lines = [
+    parts = [
         f"### {mark} `{verdict['model']}`{against}: {verdict['status']}",
-        "",
         inert(verdict["reason"]),
-        "",
+        as_markdown(verdict["cells"], verdict["missing"]),
+        inert(verdict["action"]),
     ]
-    lines.append(comparing.markdown(verdict["cells"], verdict["missing"]))
-    return "\n".join([*lines, "", inert(verdict["action"])]).strip() + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def junit_xml(verdict: Mapping[str, Any]) -> bytes:

@@ -32,13 +32,17 @@ class Output:
         """For progress bars and styled words."""
         from rich.console import Console
 
+        class OurConsole(Console):
+            def on_broken_pipe(self) -> None:
+                raise  # the error, which __main__ makes a status of; rich would exit with 1
+
         stream = sys.stderr if self.as_json else sys.stdout
         width = None if stream.isatty() else PIPE_WIDTH
-        return Console(stderr=self.as_json, highlight=False, width=width)
+        return OurConsole(stderr=self.as_json, highlight=False, width=width)
 
     def say(self, text: str, style: str | None = None) -> None:
-        """A line for people; taken literally, and never broken by us."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        """Lines for people; taken literally, never broken by us, and nothing that a terminal would obey."""
+        self.console.print(printable(text), style=style, markup=False, soft_wrap=True)
 
     def table(
         self,

@@ -96,7 +96,7 @@ def import_results(out: Output, paths: Sequence[Path], models: Sequence[str]) ->
         store,
         SUITE,
         models=given,
-        on_progress=lambda path: out.console.print(f"reading {path}", markup=False),
+        on_progress=lambda path: out.say(f"reading {path}"),
     )
     out.table(
         ("benchmark", "model", "items", "samples", ""),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -31,7 +32,9 @@ _ALL_AT_ONCE = Policy(requests_at_once=10**9)
 
 
 class RunFailedError(UserError):
-    """A run failed; the text says why."""
+    """A run failed; the text says why. What it has finished is kept, and the next one goes on from there."""
+
+    exit_status = 4
 
 
 class Runs:
@@ -42,9 +45,11 @@ class Runs:
     """
 
     def __init__(self, instance: dg.DagsterInstance | None = None, registry: Registry | None = None) -> None:
-        if instance is None and not os.environ.get("DAGSTER_HOME"):
+        home = os.environ.get("DAGSTER_HOME", "")
+        if instance is None and not (home and Path(home).is_dir()):
             raise UserError(
-                "DAGSTER_HOME is not set: use the make targets, or export it: a folder with dagster.yaml"
+                f"DAGSTER_HOME {f'is no folder: {home}' if home else 'is not set'}: 'make instance', then "
+                "export DAGSTER_HOME=$PWD/.dagster, which is the instance of the make targets"
             )
         self._remembers = instance is None
         self.instance = dg.DagsterInstance.get() if instance is None else instance

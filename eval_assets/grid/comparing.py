@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from eval_assets import markdown
 from eval_assets.evaluating.evaluator import metric_of
 from eval_assets.grid.cells import Cells
 from eval_assets.grid.prepared import stored_record
@@ -246,14 +247,9 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def markdown(rows: Iterable[Mapping[str, Any]], missing: Mapping[str, str]) -> str:
-    """Comparisons as a Markdown table, then one line for each benchmark that was not compared."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(shown(row)) + " |" for row in rows]
-    lines = lines if len(lines) > 2 else []
-    return "\n".join([*lines, *(f"- {name}: not compared: {inert(why)}" for name, why in missing.items())])
-
-
-def inert(text: str) -> str:
-    """Text that no Markdown renderer takes for markup or a table's column."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def as_markdown(rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> str:
+    """Comparisons as a table, then one line for each benchmark that was not compared."""
+    compared = [markdown.table(COLUMNS, map(shown, rows))] if rows else []
+    return "\n".join(
+        compared + [f"- {markdown.inert(f'{name}: not compared: {why}')}" for name, why in missing.items()]
+    )

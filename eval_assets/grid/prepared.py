@@ -3,12 +3,20 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from eval_assets.evaluating.evaluator import Benchmark
-from eval_assets.suite import benchmark_files, items_from_table, select_items
+from eval_assets.suite import (
+    benchmark_files,
+    items_fingerprint,
+    items_from_table,
+    normalize,
+    select_items,
+)
 from eval_assets.suite.spec import BenchmarkSpec, Chat
+from resources.datasets import read_rows
 from resources.errors import UserError
 from resources.results import ResultsStore, chat_fingerprint
 from resources.settings import Settings
@@ -21,6 +29,21 @@ def is_current(spec: BenchmarkSpec, store: ResultsStore) -> bool:
     record = store.benchmark(spec.key)
     mirror = Settings.from_environment().data_mirror
     return record is not None and record["source_signature"] == source_signature(spec, mirror)
+
+
+def has_same_items(spec: BenchmarkSpec, store: ResultsStore) -> bool:
+    """Whether the stored items are those that the YAML and its files give today, by their content if need be.
+
+    A checkout or a copy of the files has other times. Raises UserError where the rows can't be read here.
+    """
+    if is_current(spec, store):
+        return True
+    record = store.benchmark(spec.key)
+    if record is None:
+        return False
+    mirror = Settings.from_environment().data_mirror
+    items = normalize(spec, partial(read_rows, mirror=mirror)).items
+    return items_fingerprint(spec, items) == str(record["fingerprint"])
 
 
 def source_signature(spec: BenchmarkSpec, mirror: Path) -> str:

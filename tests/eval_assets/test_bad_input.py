@@ -52,6 +52,7 @@ def only_line(result: subprocess.CompletedProcess[str]) -> str:
         (["evaluate"], {"DAGSTER_HOME": ""}, "DAGSTER_HOME is not set"),
         (["evaluate"], {"EVAL_REGISTRY": "/nonexistent"}, "/nonexistent"),
         (["evaluate", "--models", "tiny@1"], {"EVAL_DEVICE": "abacus"}, "'abacus' does not exist"),
+        (["evaluate"], {"DAGSTER_HOME": "/nonexistent"}, "DAGSTER_HOME is no folder: /nonexistent"),
         (["leaderboard"], {}, "no evaluations in"),
         (["sql", "select * from leaderbord"], {}, "leaderbord does not exist"),
         (["sql", "drop table evaluations"], {}, "read-only"),
@@ -84,7 +85,7 @@ def test_a_read_only_store_is_one_line(project: Project) -> None:
             "r.ResultsStore.put = as_nobody\n"
         )
     result = cli(*arguments, prelude=prelude)
-    assert result.returncode == 2
+    assert result.returncode == 4
     assert "results store: can't write" in result.stderr
     assert "Permission denied" in result.stderr
     assert "Traceback" not in result.stderr

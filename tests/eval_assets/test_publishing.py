@@ -37,7 +37,7 @@ def test_a_run_shows_the_report_its_table_and_a_picture(store: ResultsStore) -> 
     metadata = materialized(usual_store(store))
     assert metadata["report"] == f"{store.root}/reports/index.html"
     assert Path(metadata["report"]).is_file()
-    assert "| capitals | tiny@2 |" in metadata["leaderboard"]
+    assert r"| capitals | tiny\@2 |" in metadata["leaderboard"]
     head, _, data = metadata["picture"].partition("base64,")
     assert head == "![The leaderboard](data:image/png;"
     image = Image.open(io.BytesIO(base64.b64decode(data.removesuffix(")"))))

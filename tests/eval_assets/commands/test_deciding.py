@@ -9,8 +9,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner, Result
 
-from eval_assets.commands.deciding import junit_xml, markdown
+from eval_assets.__main__ import main
+from eval_assets.commands.deciding import junit_xml, summary_of
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Automation, make_worse
 
@@ -22,12 +24,19 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def test_a_gate_tells_a_ci_passed_failed_or_not_decided(automation: Automation, tmp_path: Path) -> None:
+def here(*arguments: str) -> Result:
+    """A command that starts no run, in this process."""
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def test_a_gate_tells_a_ci_passed_failed_or_not_decided(
+    automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit statuses are all that a pipeline looks at: a wrong one ships a regression."""
     make_worse(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
     summary, junit = tmp_path / "summary.md", tmp_path / "junit.xml"
-    undecided = command("gate", "tiny@2")
-    assert (undecided.returncode, undecided.stderr) == (2, "")
+    undecided = here("gate", "tiny@2")
+    assert (undecided.exit_code, undecided.stderr) == (3, "")
     assert "there is no verdict yet: run it with --run" in undecided.stdout
     first = command("gate", "tiny@1", "--run")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -37,17 +46,65 @@ def test_a_gate_tells_a_ci_passed_failed_or_not_decided(automation: Automation, 
     assert failed.returncode == 1, failed.stdout + failed.stderr
     text = summary.read_text()
     assert text.startswith("### ❌ `tiny@3` against `tiny@2`: failed\n")
-    assert "| sentences | worse | " in text
+    assert "| sentences | worse | " in text  # as Markdown, numbers and all
+    assert "│ sentences │ worse " in failed.stdout
     suite = ElementTree.parse(junit).getroot()[0]
     assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("tiny@3", "2", "1")
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["sentences"]
     assert automation.aliases() == {"champion": "2"}
-    # A verdict on other files than there are now decides nothing.
+    # What was judged is read without an instance, in a checkout whose files have other times.
+    monkeypatch.delenv("DAGSTER_HOME")
+    for rows in automation.project.benchmarks.glob("*.jsonl"):
+        rows.touch()
+    assert here("gate", "tiny@3").exit_code == 1
+    assert here("gate", "tiny@1").exit_code == 0
+    # A verdict on other items, benchmarks or files than there are now decides nothing.
+    monkeypatch.setenv("EVAL_LIMIT", "5")
+    fewer = here("gate", "tiny@3")
+    assert (fewer.exit_code, fewer.stderr) == (3, "")
+    assert "it was judged on 12 items of capitals, and 5 are asked here: EVAL_LIMIT" in fewer.stdout
+    monkeypatch.delenv("EVAL_LIMIT")
+    tracked = Path(os.environ["EVAL_MODELS"])
+    tracked.write_text(tracked.read_text().replace("[capitals, sentences]", "[capitals]"))
+    assert "it was judged on capitals, sentences, and here on other" in here("gate", "tiny@3").stdout
+    tracked.write_text(tracked.read_text().replace("[capitals]", "[capitals, sentences]"))
+    before = (automation.project.benchmarks / "sentences.jsonl").read_text()
+    (automation.project.benchmarks / "sentences.jsonl").write_text(before.replace("dog", "pig"))
+    assert "the benchmark sentences has changed since its verdict" in here("gate", "tiny@3").stdout
+    (automation.project.benchmarks / "sentences.jsonl").write_text(before)
     shutil.rmtree(automation.project.registry / "tiny" / "3")
     shutil.copytree(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
-    changed = command("gate", "tiny@3")
-    assert changed.returncode == 2, changed.stdout
-    assert "have changed since its verdict" in changed.stdout
+    changed = here("gate", "tiny@3")
+    assert changed.exit_code == 3, changed.stdout
+    assert "its files have changed since its verdict" in changed.stdout
+
+
+def test_a_gate_whose_database_is_down_is_no_verdict(
+    automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python ends with 1 where something is raised: a hiccup would block a release as a regression."""
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "dagster.yaml").write_text(
+        "storage: {postgres: {postgres_url: 'postgresql+psycopg2://me@127.0.0.1:1/none'}}\n"
+        "telemetry: {enabled: false}\n"
+    )
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "ci"))
+    down = command("gate", "tiny@1", "--run")
+    assert down.returncode == 70
+    line = down.stderr.splitlines()[-1]  # after those of Dagster's own tries
+    assert "Traceback" not in down.stderr
+    assert line.startswith("error: unexpected DagsterPostgresException: ")
+    assert line.endswith("; --traceback before the command shows where")
+    shown = command("--traceback", "gate", "tiny@1", "--run")
+    assert shown.returncode == 70
+    assert "Traceback (most recent call last)" in shown.stderr
+
+
+def test_a_gate_whose_run_fails_is_no_verdict(automation: Automation) -> None:
+    (automation.project.registry / "tiny" / "1" / "tokenizer.json").unlink()
+    failed = command("gate", "tiny@1", "--run")
+    assert failed.returncode == 4, failed.stderr
+    assert "tokenizer" in failed.stderr
 
 
 def test_a_gate_on_an_instance_of_its_own_knows_the_version_in_production(
@@ -61,24 +118,24 @@ def test_a_gate_on_an_instance_of_its_own_knows_the_version_in_production(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "ci"))
     failed = command("gate", "tiny@3", "--run")
     assert failed.returncode == 1, failed.stdout + failed.stderr
-    assert "`tiny@3` against `tiny@2`: failed" in failed.stdout
+    assert "tiny@3 against tiny@2: failed" in failed.stdout
 
 
 def test_two_versions_are_compared_on_demand(automation: Automation, monkeypatch: pytest.MonkeyPatch) -> None:
     automation.until_at_rest()
-    result = command("compare", "tiny@2", "tiny@1", "--benchmarks", "capitals")
-    assert result.returncode == 0, result.stderr
+    result = here("compare", "tiny@2", "tiny@1", "--benchmarks", "capitals")
+    assert result.exit_code == 0, result.stderr
     assert "tiny@2 against tiny@1" in result.stdout
     assert " equivalent " in result.stdout
-    unknown = command("compare", "tiny@9", "tiny@1")
-    assert unknown.returncode == 2
+    unknown = here("compare", "tiny@9", "tiny@1")
+    assert unknown.exit_code == 2
     assert unknown.stderr == (
         "error: tiny@9 has no evaluation: 'leaderboard' lists what there is, 'evaluate' makes one\n"
     )
     # Without the file of who is tracked, verdicts are those of the leaderboard.
     monkeypatch.delenv("EVAL_MODELS")
     monkeypatch.setenv("EVAL_REGISTRY", str(automation.project.registry))
-    again = json.loads(command("compare", "tiny@2", "tiny@1", "--json").stdout)
+    again = json.loads(here("compare", "tiny@2", "tiny@1", "--json").stdout)
     assert {row["dataset"]: row["verdict"]["tolerance"] for row in again["compared"]} == {
         "capitals": 0.5, "sentences": 0.5,
     }  # fmt: skip
@@ -159,10 +216,17 @@ VERDICT = {
 def test_what_is_not_decided_is_no_success_in_any_form() -> None:
     suite = ElementTree.fromstring(junit_xml(VERDICT))[0]
     assert (suite.get("failures"), suite.get("errors")) == ("0", "1")
-    assert markdown(VERDICT).startswith("### ❔ `a@2` against `a@1`: undecided")
+    assert summary_of(VERDICT).startswith("### ❔ `a@2` against `a@1`: undecided")
 
 
 def test_a_summary_renders_nothing_that_a_reason_holds() -> None:
     """Reasons quote error messages and names: in a pull request they must stay text."""
-    text = markdown(VERDICT)
-    assert "more \\| items &lt;needed>" in text
+    hostile = "![x](https://a.example/p.png) `code` *b* | <img src=x>\n# title @all &lt;"
+    found = {**VERDICT, "reason": hostile, "action": hostile, "missing": {"squad": hostile}}
+    text = summary_of(found)
+    inert = text.split("\n\n")[1]
+    assert text.split("\n\n")[2:] == [rf"- squad\: not compared\: {inert}", f"{inert}\n"]
+    assert inert == (
+        r"\!\[x\]\(https\:\/\/a\.example\/p\.png\) \`code\` \*b\* \| &lt;img src\=x&gt; "
+        r"\# title \@all &amp;lt\;"
+    )
