@@ -9,7 +9,7 @@ from resources.keys import key_of_segment
 from resources.registries import UnknownModelError
 from resources.registries.sources import open_registries
 from resources.results import ResultsStore
-from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_stock
+from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_inventory
 from resources.settings import Settings
 
 
@@ -23,7 +23,7 @@ def retention_plan(
     """
     now = datetime.now(UTC)
     in_use = versions_in_use(store, settings, ask_registry=ask_registry)
-    return measured(plan(take_stock(store, in_use, now), policy, now), store)
+    return measured(plan(take_inventory(store, in_use, now), policy, now), store)
 
 
 def retain(

@@ -1,11 +1,12 @@
 """What of the results is kept in full, without its texts, or not at all; docs/retention.md.
 
-`take_stock` reads what there is, `plan` decides from that alone, `apply` does it and writes down what it did.
+`take_inventory` reads what there is, `plan` decides from that alone, `apply` does it and writes down what it
+did.
 """
 
 from resources.retention.applying import Applied, apply, audit_lines, last_audits
+from resources.retention.inventory import measured, take_inventory
 from resources.retention.policy import Action, Inventory, Plan, RetentionPolicy, load_policy, plan
-from resources.retention.stock import measured, take_stock
 
 __all__ = [
     "Action",
@@ -19,5 +20,5 @@ __all__ = [
     "load_policy",
     "measured",
     "plan",
-    "take_stock",
+    "take_inventory",
 ]

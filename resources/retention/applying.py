@@ -23,8 +23,7 @@ from resources.errors import BusyError, UserError
 from resources.lease import Lease
 from resources.records import SAMPLE_SCHEMA
 from resources.results import ResultsStore
-from resources.retention.policy import Action, Kind, Plan
-from resources.retention.stock import (
+from resources.retention.inventory import (
     LEASE,
     OWNER,
     changed_at,
@@ -33,8 +32,9 @@ from resources.retention.stock import (
     is_kept,
     kept_versions,
     referenced,
-    take_stock,
+    take_inventory,
 )
+from resources.retention.policy import Action, Kind, Plan
 from resources.retention.texts import removed_columns, without_texts
 from resources.storage import parquet
 from resources.writer import DELETED, METRICS, RECORD, SAMPLES, content_digest
@@ -66,8 +66,8 @@ def apply(
 
     Each piece is looked at again before it is done: what has become an alias's version, or the ground of a
     verdict, was evaluated again or is held by a process since it was planned is left alone. `aliased` is that
-    of `take_stock`. An audit record that an earlier process didn't finish is closed: what of it is not done
-    stays so, unless it is in this plan.
+    of `take_inventory`. An audit record that an earlier process didn't finish is closed: what of it is not
+    done stays so, unless it is in this plan.
 
     Raises BusyError while another process does the same, UserError where the store can't be written.
     """
@@ -265,9 +265,9 @@ class _Run:
 
     def _delete_items(self, action: Action) -> int:
         if self._needed_items is None:
-            stock = take_stock(self._store)
+            there = take_inventory(self._store)
             self._needed_items = {
-                one.folder for one in stock.leftovers if one.kind is Kind.ITEMS and one.needed
+                one.folder for one in there.leftovers if one.kind is Kind.ITEMS and one.needed
             }
         if action.folder in self._needed_items:
             raise _SkippedError("an evaluation refers to them meanwhile")

@@ -17,7 +17,7 @@ from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
 from resources.results import Cell, ResultsStore
-from resources.retention import RetentionPolicy, apply, plan, take_stock
+from resources.retention import RetentionPolicy, apply, plan, take_inventory
 from resources.retention.policy import Kind
 from resources.retention.texts import without_texts
 from resources.settings import Settings
@@ -129,7 +129,9 @@ def test_comparisons_checks_and_reuse_go_on_without_the_texts(
     settings = Settings.from_environment()
     in_ten_years = datetime.now(UTC) + timedelta(days=3650)
     policy = RetentionPolicy(versions=1, texts_days=1)
-    done = apply(plan(take_stock(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w")
+    done = apply(
+        plan(take_inventory(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w"
+    )
     assert done.skipped == ()
     stripped = {record["model"] for _, record in runs.store.records() if record.get("retention")}
     assert stripped == {"tiny@1"}
@@ -160,7 +162,7 @@ def test_the_nightly_schedule_does_not_bring_back_what_was_deleted(
     shutil.rmtree(Path(runs.store.root, "comparisons"))  # what one rests on is never deleted
     in_ten_years = datetime.now(UTC) + timedelta(days=3650)
     policy = RetentionPolicy(versions=1, texts_days=1, delete_days=1)
-    apply(plan(take_stock(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w")
+    apply(plan(take_inventory(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w")
     assert [record["model"] for _, record in runs.store.records()] == ["tiny@2"]
     assert wanted() == set()
     runs.evaluate_cells("tiny@1", ["capitals"])  # a person who asks for it gets it

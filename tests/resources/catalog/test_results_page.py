@@ -92,7 +92,7 @@ def test_the_snippets_run_in_a_folder_with_a_store(
 
 def test_what_the_shell_is_given_is_a_query(catalog: Catalog) -> None:
     (command,) = blocks("sh")
-    query = re.fullmatch(r'duckdb -readonly \.eval/catalog\.duckdb "(.+)"\n', command)
+    query = re.fullmatch(r'python -m eval_assets sql "(.+)"\n', command)
     assert query is not None
     with catalog.connect() as connection:
         assert connection.execute(of_made_store(query[1])).fetchall()

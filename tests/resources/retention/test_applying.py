@@ -20,7 +20,7 @@ from resources.errors import BusyError, UserError
 from resources.lease import Lease
 from resources.records import Estimate, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore, chat_fingerprint
-from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_stock
+from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_inventory
 from resources.retention.applying import AUDIT, audit_lines, last_audits
 from resources.storage import Storage
 
@@ -94,7 +94,7 @@ def filled(store: ResultsStore) -> dict[str, dict[str, Any]]:
 
 
 def planned(store: ResultsStore, policy: RetentionPolicy = POLICY) -> Plan:
-    return measured(plan(take_stock(store, {}, NOW), policy, NOW), store)
+    return measured(plan(take_inventory(store, {}, NOW), policy, NOW), store)
 
 
 def applied(store: ResultsStore, policy: RetentionPolicy = POLICY, **options: Any) -> Applied:
@@ -331,8 +331,8 @@ def test_of_what_was_deleted_a_note_stays_until_it_is_evaluated_again(store: Res
 
 def test_an_alias_of_a_registry_keeps_its_version(store: ResultsStore) -> None:
     filled(store)
-    stock = take_stock(store, {"m@5": "champion", "m@1": "candidate"}, NOW)
-    assert {action.place[1] for action in plan(stock, POLICY, NOW).actions if action.place} == {"m@4"}
+    there = take_inventory(store, {"m@5": "champion", "m@1": "candidate"}, NOW)
+    assert {action.place[1] for action in plan(there, POLICY, NOW).actions if action.place} == {"m@4"}
 
 
 def test_a_chats_evaluations_refer_to_their_items(store: ResultsStore) -> None:

@@ -17,7 +17,7 @@ OWNER = "retention"
 """Who holds the lease of a folder that is being tidied."""
 
 
-def take_stock(
+def take_inventory(
     store: ResultsStore, aliased: Mapping[str, str] | None = None, now: datetime | None = None
 ) -> Inventory:
     """Everything in the store; of a record that can't be read nothing, nor of what it may refer to.
