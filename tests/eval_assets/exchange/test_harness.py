@@ -547,6 +547,16 @@ def test_a_real_run_comes_back_from_its_export_as_it_was(store: ResultsStore, tm
         assert after[name]["model"] == record["model"]
 
 
+def test_without_samples_there_is_no_file_of_them(store: ResultsStore, tmp_path: Path) -> None:
+    """An empty one reads as a run of no items."""
+    path = changed(tmp_path, lambda _: None)
+    next(path.parent.glob("samples_hellaswag_*")).unlink()
+    imported(store, path)
+    done = export_harness(store, SUITE, tmp_path / "out", benchmarks=["hellaswag"])
+    assert done.left_out == (f"{MODEL} on hellaswag: without samples: it was imported without them",)
+    assert [one.suffix for one in (tmp_path / "out").rglob("*.json*")] == [".json"]
+
+
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 SCORE = st.floats(0, 1)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -30,14 +31,21 @@ TEXT = "what the model was shown, what it wrote, what was right " * 20
 
 
 def evaluated(
-    store: ResultsStore, model: str, days: int, *, task: str = "generation", finished: int = -1, **more: Any
+    store: ResultsStore,
+    model: str,
+    days: int,
+    *,
+    task: str = "generation",
+    reference: str = TEXT,
+    finished: int = -1,
+    **more: Any,
 ) -> dict[str, Any]:
     """Commit an evaluation that finished so many days before NOW; `finished` makes it the same one anew."""
     outputs = [Output(f"{TEXT}", "stop", 3, {"f1": 1.0}), Output(f"{TEXT}!", "length", 4, {"f1": 0.0})]
     samples = [
         Sample(
             f"id{i}", i, "g", "c", f"{i} {TEXT}", target=1, choices=[TEXT, "b"], labels=[0, 1],
-            references=[TEXT], incorrect_references=["no"], loglikelihoods=[-1.5, -2.5],
+            references=[reference], incorrect_references=["no"], loglikelihoods=[-1.5, -2.5],
             choice_tokens=[3, 4], is_greedy=[True, False], output=f"{TEXT}{i}", finish_reason="stop",
             prompt_tokens=7, output_tokens=8, outputs=outputs if i else (), scores={"f1": i / 3},
         )
@@ -226,6 +234,17 @@ def test_the_bytes_that_are_told_are_those_that_are_freed(store: ResultsStore) -
     assert change["bytes"] == freed
     # The footer, which has each column's least and greatest text, shrinks too; of so few samples it counts.
     assert freed / 2 < told[change["folder"]] <= freed
+
+
+def test_of_a_perplexity_no_bytes_are_promised_that_stay(store: ResultsStore) -> None:
+    evaluated(store, "p@2", 1, task="perplexity")
+    record = evaluated(store, "p@1", 50, task="perplexity", reference=Random(0).randbytes(10_000).hex())
+    path = folder_of(store, record) / "samples.parquet"
+    size = path.stat().st_size
+    [action] = planned(store).actions
+    applied(store)
+    freed = size - path.stat().st_size
+    assert 0 < action.bytes <= freed
 
 
 def test_again_nothing_is_left_to_do(store: ResultsStore) -> None:
