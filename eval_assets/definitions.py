@@ -5,11 +5,10 @@ import dagster as dg
 from eval_assets.automation import JOBS, SCHEDULES, SENSORS, SETTLE_SECONDS
 from eval_assets.benchmarks import benchmark
 from eval_assets.evaluations import evaluation
-from eval_assets.grid.tracking import tracking
+from eval_assets.grid.tracking import tracked
 from eval_assets.leaderboard import leaderboard
 from eval_assets.model_versions import model_version
 from eval_assets.on_demand import ON_DEMAND
-from eval_assets.partitions import SUITE
 from eval_assets.promotion import promotion
 from eval_assets.publishing import report
 from resources.configured import EngineResource, RegistryResource, StoreResource
@@ -25,7 +24,7 @@ def definitions(
     `settle_seconds`: a model folder that changed more recently is still being copied. `registry` takes the
     place of those that the settings name.
     """
-    tracked = tracking(settings.models, settings.registry, SUITE)
+    entries = tracked(settings).models
     if settings.log_format == "json":
         # Imported where it is used: structlog takes its time.
         from resources.json_logs import write_json_lines
@@ -45,7 +44,7 @@ def definitions(
                         "names": entry.names,
                         "registry": entry.registry.model_dump(mode="json", exclude_none=True),
                     }
-                    for entry in tracked.models
+                    for entry in entries
                 ],
                 cache=str(settings.cache),
                 notes=f"{settings.store}/labels",

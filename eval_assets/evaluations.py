@@ -25,6 +25,7 @@ from eval_assets.grid.observing import Observer
 from eval_assets.grid.prepared import PreparedBenchmark
 from eval_assets.grid.reconciling import Task, Work
 from eval_assets.materializations import record_materialization, report_link
+from eval_assets.metrics.metric import likeliest
 from eval_assets.model_versions import recorded
 from eval_assets.operations.pushgateway import Pushing
 from eval_assets.partitions import SUITE, RunCell, cell_key, cells_of_run, grid
@@ -457,10 +458,8 @@ def _examples(samples: Sequence[Sample], count: int = 5) -> str:
 def _question_and_answer(sample: Sample) -> tuple[str, str, str]:
     """What the model was shown, what it answered and what was expected, each cut to a table's width."""
     if sample.choices:
-        answer = ""
-        if sample.loglikelihoods:
-            best = max(range(len(sample.choices)), key=lambda i: sample.loglikelihoods[i])
-            answer = sample.choices[best]
+        best = likeliest(sample.choices, sample.loglikelihoods)
+        answer = "" if best is None else sample.choices[best]
         expected = sample.choices[sample.target] if sample.target is not None else ""
     elif sample.prompt or sample.output is not None:
         answer = "" if sample.output is None else sample.output.strip() or "(empty)"

@@ -13,13 +13,12 @@ from pathlib import Path
 import dagster as dg
 
 from eval_assets.commands.runs import Runs
-from eval_assets.grid.tracking import tracking
-from eval_assets.partitions import SUITE
+from eval_assets.grid.tracking import TrackedModels, Tracking, open_tracked, tracked
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry
 from resources.registries.one_folder import OneFolderRegistry
-from resources.registries.sources import HubSource, RegistrySource, open_registries
+from resources.registries.sources import HubSource, RegistrySource
 from resources.registries.verify import measure
 from resources.results import ResultsStore
 from resources.settings import Settings, overridden
@@ -45,10 +44,9 @@ def opened(model: str, *, key: str | None = None, limit: int | None = None) -> I
         stack.enter_context(limited(limit))
         settings = Settings.from_environment()
         registry, version = _found(model, key, settings)
-        if registry is not None and settings.models is not None:
-            tracked = tracking(settings.models, settings.registry, SUITE)
-            if tracked.entry(ModelKey.parse(version).name) is None:
-                stack.enter_context(overridden(models=""))
+        name = ModelKey.parse(version).name
+        if registry is not None and settings.models is not None and tracked(settings).entry(name) is None:
+            stack.enter_context(overridden(models=""))
         instance = stack.enter_context(dg.DagsterInstance.ephemeral())
         yield Runs(instance, registry), version
 
@@ -76,12 +74,7 @@ def _found(model: str, key: str | None, settings: Settings) -> tuple[Registry | 
     if "@" in model:
         wanted = ModelKey.parse(model)
         try:
-            configured = open_registries(
-                [(e.names, e.registry) for e in tracking(settings.models, settings.registry, SUITE).models],
-                settings.cache,
-                f"{settings.store}/labels",
-            )
-            configured.revision(wanted)
+            open_tracked(settings, tracked(settings)).revision(wanted)
             return None, model
         except TransientError:
             raise
@@ -93,8 +86,8 @@ def _found(model: str, key: str | None, settings: Settings) -> tuple[Registry | 
             f"model {model!r}: {'; '.join(looked)}; name a folder, a registered name@version, or org/name of "
             "the Hub"
         )
-    hub = RegistrySource(hub=HubSource(repos=(name,)))
-    registry = open_registries([("*", hub)], settings.cache, f"{settings.store}/labels")
+    hub = TrackedModels(registry=RegistrySource(hub=HubSource(repos=(name,))))
+    registry = open_tracked(settings, Tracking(models=(hub,)))
     if version:
         registry.revision(ModelKey.parse(model))
         return registry, model

@@ -220,21 +220,17 @@ def _date_of(url: str) -> float | None:
 
 
 def _models(settings: "Settings") -> Iterator[Finding]:
-    from eval_assets.grid.tracking import tracking
-    from eval_assets.partitions import SUITE
+    from eval_assets.grid.tracking import Tracking, open_tracked, tracked
     from resources.errors import UserError
-    from resources.registries.sources import open_registries
     from resources.settings import VARIABLES
 
     # Who has named no registry may not need one.
     asked_for = settings.models is not None or settings.registry != str(
         Path(VARIABLES["registry"].default).absolute()
     )
-    tracked = tracking(settings.models, settings.registry, SUITE)
-    for entry in tracked.models:
-        registry = open_registries(
-            [(entry.names, entry.registry)], settings.cache, f"{settings.store}/labels"
-        )
+    entries = tracked(settings).models
+    for entry in entries:
+        registry = open_tracked(settings, Tracking(models=(entry,)))
         try:
             found = registry.versions()
         except UserError as error:
@@ -255,7 +251,7 @@ def _models(settings: "Settings") -> Iterator[Finding]:
                 "into <name>/<version>/); 'evaluate FOLDER' needs none"
             )
             yield Finding("models", "note", text)
-    yield from _clocks([entry.registry for entry in tracked.models], settings)
+    yield from _clocks([entry.registry for entry in entries], settings)
 
 
 def _instance() -> Iterator[Finding]:

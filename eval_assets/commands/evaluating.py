@@ -112,6 +112,7 @@ def evaluate(
 
     MODEL is a model's folder, a name@version of the registry, or org/name of the Hub, and needs no Dagster
     instance. Without it, --models of the registry are evaluated on the one in DAGSTER_HOME, and judged.
+    Exits with 4 where a run failed; the others' results are kept.
     """
     from eval_assets.commands.ad_hoc import limited, opened
     from eval_assets.commands.runs import RunFailedError

@@ -97,8 +97,7 @@ def compare(
     """Compare two versions, sample by sample, on every benchmark that both were evaluated on."""
     from eval_assets.grid.cells import Cells
     from eval_assets.grid.comparing import COLUMNS, compare_current, shown
-    from eval_assets.grid.tracking import tracking
-    from eval_assets.partitions import SUITE
+    from eval_assets.grid.tracking import tracked
     from resources.keys import ModelKey
     from resources.results import ResultsStore
     from resources.settings import Settings
@@ -106,7 +105,7 @@ def compare(
     settings = Settings.from_environment()
     for key in (candidate, baseline):
         ModelKey.parse(key)
-    cells = Cells(settings, ResultsStore(settings.store), tracking(settings.models, settings.registry, SUITE))
+    cells = Cells(settings, ResultsStore(settings.store), tracked(settings))
     compared, missing = compare_current(cells, fresh_catalog(), candidate, baseline, benchmarks, tolerance)
     rows = [one.as_row() for one in compared]
     out.say(f"{candidate} against {baseline}")
@@ -217,11 +216,14 @@ def _sample_row(sample: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _answer(sample: Mapping[str, Any]) -> str:
     """What was written, or the choice that the model finds likeliest; of a text its nats."""
+    from eval_assets.metrics.metric import likeliest
+
     likelihoods, choices = sample["loglikelihoods"] or [], sample["choices"] or []
     if sample["output"] is not None:
         return str(sample["output"])
-    if choices and len(likelihoods) == len(choices):
-        return str(choices[max(range(len(choices)), key=likelihoods.__getitem__)])
+    best = likeliest(choices, likelihoods)
+    if best is not None:
+        return str(choices[best])
     return f"{sum(likelihoods):,.1f} nats" if likelihoods else ""
 
 

@@ -15,7 +15,7 @@ from eval_assets.grid import attempts
 from eval_assets.grid.observing import Observer, data_versions
 from eval_assets.grid.prepared import PreparedBenchmark, is_current
 from eval_assets.grid.reconciling import Policy, Request, Version, Work, World, reconcile
-from eval_assets.grid.tracking import tracking
+from eval_assets.grid.tracking import open_tracked, tracked
 from eval_assets.materializations import latest_materialization
 from eval_assets.model_versions import measured
 from eval_assets.partitions import SUITE, cell_key, row_tags
@@ -23,7 +23,6 @@ from resources import interrupts
 from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry
-from resources.registries.sources import open_registries
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
@@ -55,12 +54,8 @@ class Runs:
         self.instance = dg.DagsterInstance.get() if instance is None else instance
         self.settings = Settings.from_environment()
         self.store = ResultsStore(self.settings.store)
-        self.tracking = tracking(self.settings.models, self.settings.registry, SUITE)
-        self.registry = registry or open_registries(
-            [(entry.names, entry.registry) for entry in self.tracking.models],
-            self.settings.cache,
-            f"{self.settings.store}/labels",
-        )
+        self.tracking = tracked(self.settings)
+        self.registry = registry or open_tracked(self.settings, self.tracking)
         self.look = Observer(self.instance, self.registry, self.store, self.tracking, self.settings)
         self._definitions = definitions(self.settings, settle_seconds=0.0, registry=registry)
         attempts.end_orphans(self.instance)

@@ -11,7 +11,7 @@ from eval_assets.grid import attempts
 from eval_assets.grid.cells import Cells
 from eval_assets.grid.prepared import PreparedBenchmark, source_signature
 from eval_assets.grid.reconciling import Failures, Task, Version, World, short
-from eval_assets.grid.tracking import Tracking, tracking
+from eval_assets.grid.tracking import Tracking, tracked
 from eval_assets.partitions import SUITE, cell_key
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
@@ -45,8 +45,7 @@ class Observer:
         cls, instance: dg.DagsterInstance, registry: Registry, store: ResultsStore, settings: Settings
     ) -> "Observer":
         """An observer of what the settings name. Raises UserError for a mistake in EVAL_MODELS."""
-        tracked = tracking(settings.models, settings.registry, SUITE)
-        return cls(instance, registry, store, tracked, settings)
+        return cls(instance, registry, store, tracked(settings), settings)
 
     @property
     def cells(self) -> Cells:

@@ -12,13 +12,16 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from eval_assets.partitions import SUITE
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.declared import load_declared
 from resources.engines.settings import DTYPES
 from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.pods.tags import DTYPE_TAG, TEAM_TAG
-from resources.registries.sources import RegistrySource
+from resources.registries import Registry
+from resources.registries.sources import RegistrySource, open_registries
+from resources.settings import Settings
 
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 Points: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -151,6 +154,17 @@ def tracking(path: Path | None, folder: str, suite: Mapping[str, BenchmarkSpec])
         if unknown:
             raise UserError(f"{where}.tolerances: {unknown[0]!r} is none of the entry's benchmarks")
     return tracked
+
+
+def tracked(settings: Settings) -> Tracking:
+    """Which models the settings name. Raises UserError for a mistake in EVAL_MODELS."""
+    return tracking(settings.models, settings.registry, SUITE)
+
+
+def open_tracked(settings: Settings, models: Tracking) -> Registry:
+    """The registries of tracked models as one."""
+    sources = [(entry.names, entry.registry) for entry in models.models]
+    return open_registries(sources, settings.cache, f"{settings.store}/labels")
 
 
 def _anchored(tracked: Tracking, folder: Path) -> Tracking:

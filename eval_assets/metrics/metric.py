@@ -135,6 +135,11 @@ def softmax(loglikelihoods: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def likeliest(choices: Sequence[str], loglikelihoods: Sequence[float]) -> int | None:
+    """Which choice a model finds the likeliest; None where they have no log-likelihoods."""
+    return argmax(loglikelihoods) if len(loglikelihoods) == len(choices) > 0 else None
+
+
 def argmax(values: Sequence[float]) -> int:
     """The index of the highest value, the first of several (as numpy's, on which the harness relies)."""
     return max(range(len(values)), key=values.__getitem__)

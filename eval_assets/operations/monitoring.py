@@ -13,13 +13,11 @@ from dagster._core.errors import DagsterHomeNotSetError
 from eval_assets.grid import attempts
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.reconciling import Policy, Task, Work
-from eval_assets.grid.tracking import tracking
-from eval_assets.partitions import SUITE
+from eval_assets.grid.tracking import open_tracked, tracked
 from resources.catalog import Catalog
 from resources.errors import UserError
 from resources.keys import key_of_segment
 from resources.pods.tags import IN_FLIGHT, Kind
-from resources.registries.sources import open_registries
 from resources.results import ResultsStore
 from resources.settings import Settings
 from resources.storage import listing_sign
@@ -59,19 +57,15 @@ def serve_metrics(
 
         write_json_lines()
     store = ResultsStore(settings.store)
-    tracked = tracking(settings.models, settings.registry, SUITE)
-    registry = open_registries(
-        [(entry.names, entry.registry) for entry in tracked.models],
-        settings.cache,
-        f"{settings.store}/labels",
-    )
+    tracking = tracked(settings)
+    registry = open_tracked(settings, tracking)
     try:
         instance, has_home = dg.DagsterInstance.get(), True
     except DagsterHomeNotSetError:
         instance, has_home = dg.DagsterInstance.ephemeral(), False
         log.warning("DAGSTER_HOME is not set: there are no metrics of Dagster's runs")
     with instance:
-        look = Observer(instance, registry, store, tracked, settings)
+        look = Observer(instance, registry, store, tracking, settings)
         champions = Champions(look)
         results = Results(store, champions, settings)
         sources = {"registry": champions.read, "results": results.read}

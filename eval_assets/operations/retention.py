@@ -2,12 +2,10 @@
 
 from datetime import UTC, datetime
 
-from eval_assets.grid.tracking import tracking
-from eval_assets.partitions import SUITE
+from eval_assets.grid.tracking import open_tracked, tracked
 from resources.errors import UserError
 from resources.keys import key_of_segment
 from resources.registries import UnknownModelError
-from resources.registries.sources import open_registries
 from resources.results import ResultsStore
 from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_inventory
 from resources.settings import Settings
@@ -44,8 +42,8 @@ def versions_in_use(store: ResultsStore, settings: Settings, *, ask_registry: bo
     A model that is in no registry (an imported one, say) has no alias. Raises UserError where a registry
     can't be asked: without knowing what is in production nothing is to be removed.
     """
-    tracked = tracking(settings.models, settings.registry, SUITE)
-    entries = {name: tracked.entry(name) for name in sorted(_evaluated(store))}
+    tracking = tracked(settings)
+    entries = {name: tracking.entry(name) for name in sorted(_evaluated(store))}
     in_use = {
         f"{name}@{entry.baseline.version}": "the fixed baseline"
         for name, entry in entries.items()
@@ -53,11 +51,7 @@ def versions_in_use(store: ResultsStore, settings: Settings, *, ask_registry: bo
     }
     if not ask_registry:
         return in_use
-    registry = open_registries(
-        [(entry.names, entry.registry) for entry in tracked.models],
-        settings.cache,
-        f"{settings.store}/labels",
-    )
+    registry = open_tracked(settings, tracking)
     try:
         skipped = registry.versions().skipped
         for name in (name for name, entry in entries.items() if entry is not None):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_assets.metrics import METRICS
-from eval_assets.metrics.metric import Metric, argmax, softmax
+from eval_assets.metrics.metric import Metric, argmax, likeliest, softmax
 from eval_assets.report.items import Listed, answered, asked, flags_of, rounded
 from eval_assets.report.pairs import Pair
 from eval_assets.report.reading import Comparison, Evaluation
@@ -232,9 +232,7 @@ def choice_length(side: str, rows: Sequence[Sample]) -> Length | None:
 
 def choice_of(row: Sample) -> int | None:
     """The likeliest choice; None where there are none."""
-    lls = row["loglikelihoods"] or ()
-    choices = row["choices"] or ()
-    return argmax(lls) if len(lls) == len(choices) > 1 else None
+    return likeliest(row["choices"] or (), row["loglikelihoods"] or ())
 
 
 def histogram(sides: Mapping[str, Sequence[Sample]], bins: int = 24) -> list[dict[str, Any]]:

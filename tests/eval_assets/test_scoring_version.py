@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "92f96fd4e487e12706cc9674552470805f6266a2bb01b53b254bf54a3601fc14"
+DIGEST = "4d3512394bf06af3d67923e08d2acf22a30b8d5b8a0035ee03a1fb067b67f9d8"
 VERSION = "2"
 
 
