@@ -32,7 +32,6 @@ class Picture:
     page: str
     act: Callable[[Page], object] | None = None
     window: tuple[int, int] = WIDE
-    dark: bool = False
     height: int | None = None
     """Cut off below this."""
 
@@ -60,22 +59,11 @@ def pictures(dataset: str, model: str) -> list[Picture]:
         item.locator(".sides, .body table").first.scroll_into_view_if_needed()
         page.evaluate("() => scrollBy(0, -120)")
 
-    def scroll(page: Page) -> None:
-        page.evaluate("() => scrollTo(0, document.querySelector('#scores').offsetTop - 16)")
-
-    def open_first(page: Page) -> None:
-        page.locator("summary").first.click()
-
-    comparison, cell = naming.comparison_page(dataset, model), naming.cell_page(dataset, model)
-
+    comparison = naming.comparison_page(dataset, model)
     return [
-        Picture("report-leaderboard", "index.html", height=620),
-        Picture("report-leaderboard-dark", "index.html", dark=True, height=620),
+        Picture("report-leaderboard", "index.html", height=500),
         Picture("report-phone", "index.html", window=PHONE),
-        Picture("report-comparison", comparison),
         Picture("report-items", comparison, open_item),
-        Picture("report-model", naming.model_page(model), scroll),
-        Picture("report-samples", cell, open_first),
     ]
 
 
@@ -93,7 +81,7 @@ def _take(browser: Browser, root: Path, picture: Picture, folder: Path) -> None:
     width, height = picture.window
     with browser.new_context(
         viewport={"width": width, "height": height},
-        color_scheme="dark" if picture.dark else "light",
+        color_scheme="light",
         device_scale_factor=2 if picture.window == PHONE else 1.5,
     ) as context:
         page = context.new_page()
