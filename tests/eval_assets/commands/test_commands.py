@@ -275,6 +275,16 @@ def test_the_report_is_built_and_only_what_changed_is_written_again(evaluated: P
     assert document("report")["pages_written"] == 0
 
 
+def test_two_versions_that_somebody_names_get_pages_of_their_own(evaluated: Path) -> None:
+    asked = document("report", "--compare", "tiny@1", "tiny@2")
+    for dataset in ("capitals", "capitals_written"):
+        page = Path(asked["index"]).parent / "comparisons" / dataset / "tiny@1" / "tiny@2.html"
+        assert "tiny@1 <span>against tiny@2</span>" in page.read_text()
+    refused = run("report", "--compare", "tiny@1", "tiny@1")
+    assert refused.exit_code != 0
+    assert "tiny@1 can't be compared with itself" in refused.output
+
+
 def test_results_go_out_in_the_harnesss_format_and_come_back_marked(
     evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
