@@ -149,12 +149,13 @@ def new_model_versions(
     context: dg.SensorEvaluationContext,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> dg.SensorResult | dg.SkipReason:
     """One look at everything; the cursor only spares listing what was listed before."""
     cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
     relist = not 0 <= time.time() - cursor.get("listed_at", 0) < RELIST_SECONDS
     attempts.end_orphans(context.instance)
-    look = Observer.of(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, settings)
     try:
         listing = registry.versions("" if relist else cursor.get("registry", ""))
         known = dict.fromkeys(context.instance.get_dynamic_partitions("model"))
@@ -244,9 +245,10 @@ def nightly(
     context: dg.ScheduleEvaluationContext,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """What `reconcile` finds missing when nothing that was recorded is believed."""
-    look = Observer.of(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, settings)
     known = context.instance.get_dynamic_partitions("model")
     problems: dict[str, str] = {}
     try:
@@ -279,9 +281,10 @@ def weekly_recheck(
     context: dg.ScheduleEvaluationContext,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """One forced run for each version that others are compared with."""
-    look = Observer.of(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, settings)
     try:
         problems: dict[str, str] = {}
         known = context.instance.get_dynamic_partitions("model")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import dagster as dg
 
@@ -29,19 +30,21 @@ from resources.settings import Settings
     tags={"stage": "inputs"},
 )
 def benchmark(
-    context: dg.AssetExecutionContext, store: dg.ResourceParam[ResultsStore]
+    context: dg.AssetExecutionContext,
+    store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> Iterator[dg.Output[None]]:
     """The items of a benchmark, as every model is shown them, with the fingerprint of their content."""
     yield from ()
     begin(context)
-    mirror = Settings.from_environment().data_mirror
+    mirror = settings.data_mirror
     signatures = {key: source_signature(SUITE[key], mirror) for key in context.partition_keys}
     tasks = {key: Task(Work.PREPARE, "", key, signature[:16]) for key, signature in signatures.items()}
     announce(context, list(tasks.values()))
     broken: dict[Task, Exception] = {}
     for key, task in tasks.items():
         try:
-            prepare(context, SUITE[key], signatures[key], store)
+            prepare(context, SUITE[key], signatures[key], store, mirror)
         except UserError as error:
             context.log.error(str(error))
             broken[task] = error
@@ -55,12 +58,12 @@ def prepare(
     spec: BenchmarkSpec,
     signature: str,
     store: ResultsStore,
+    mirror: Path,
 ) -> None:
     """Read a benchmark's rows, store its items and record the materialization.
 
     Raises UserError for what is wrong with its declaration or its rows.
     """
-    mirror = Settings.from_environment().data_mirror
     normalized = normalize(spec, partial(read_rows, mirror=mirror))
     fingerprint = items_fingerprint(spec, normalized.items)
     for warning in normalized.warnings:

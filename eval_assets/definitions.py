@@ -36,6 +36,7 @@ def definitions(
         schedules=SCHEDULES,
         sensors=SENSORS,
         resources={
+            "settings": settings,
             "store": StoreResource(root=settings.store),
             "registry": registry
             or RegistryResource(

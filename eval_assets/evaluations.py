@@ -129,6 +129,7 @@ def evaluation(
     context: dg.AssetExecutionContext,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
     engines: EngineResource,
 ) -> Iterator[dg.Output[None]]:
     """Evaluate the run's cells, model by model; a cell that fails takes no other with it."""
@@ -140,7 +141,7 @@ def evaluation(
         registry,
         store,
         engines,
-        Settings.from_environment(),
+        settings,
         force=context.run.tags.get(FORCE_TAG) == "true",
     )
 

@@ -125,7 +125,9 @@ def _number(value: float | None) -> str:
     },
 )
 def leaderboard(
-    context: dg.AssetExecutionContext, store: dg.ResourceParam[ResultsStore]
+    context: dg.AssetExecutionContext,
+    store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> dg.MaterializeResult[None]:
     """The catalogue of all committed evaluations (catalog.duckdb), and the leaderboard drawn from it."""
     begin(context)
@@ -143,6 +145,6 @@ def leaderboard(
             "removed": refresh.removed,
             "damaged": refresh.damaged,
             "catalogue": dg.MetadataValue.path(f"{store.root}/catalog.duckdb"),
-            **report_link(Settings.from_environment(), INDEX),
+            **report_link(settings, INDEX),
         }
     )

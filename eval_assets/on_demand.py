@@ -40,11 +40,11 @@ def evaluate_named(
     config: EvaluateConfig,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
     engines: EngineResource,
 ) -> None:
     """Register, prepare and evaluate what the configuration names and is missing, all in this run."""
     begin(context)
-    settings = Settings.from_environment()
     if config.limit is not None:
         settings = replace(settings, limit=config.limit)
     with _failing():
@@ -55,9 +55,9 @@ def evaluate_named(
                 register(context, key, registry, store)
                 context.instance.add_dynamic_partitions("model", [key])
         for dataset in datasets:
-            if not is_current(SUITE[dataset], store):
+            if not is_current(SUITE[dataset], store, settings.data_mirror):
                 signature = source_signature(SUITE[dataset], settings.data_mirror)
-                prepare(context, SUITE[dataset], signature, store)
+                prepare(context, SUITE[dataset], signature, store, settings.data_mirror)
     places = [RunCell(dataset, model, meant=True) for model in models for dataset in datasets]
     evaluate_cells(context, places, registry, store, engines, settings, force=config.force)
 
@@ -109,12 +109,13 @@ def compare_two(
     config: CompareConfig,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> None:
     """Compare two versions sample by sample on the benchmarks that both were evaluated on."""
     begin(context)
     catalog = Catalog(store)
     with _failing():
-        cells = Observer.of(context.instance, registry, store, Settings.from_environment()).cells
+        cells = Observer.of(context.instance, registry, store, settings).cells
         for note in catalog.refresh().notes:
             context.log.warning(note)
         compared, missing = compare_current(

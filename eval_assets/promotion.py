@@ -107,11 +107,12 @@ def promotion(
     context: dg.AssetExecutionContext,
     registry: dg.ResourceParam[Registry],
     store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> Iterator[dg.Output[None]]:
     """A model version against the one in production: the verdict, and the alias moved or why it was not."""
     yield from ()
     begin(context)
-    look = Observer.of(context.instance, registry, store, Settings.from_environment())
+    look = Observer.of(context.instance, registry, store, settings)
     for key in context.partition_keys:
         with confessing(context, Task(Work.JUDGE, key)):
             _promote(context, look, key)

@@ -34,7 +34,10 @@ class ReportConfig(dg.Config):
     code_version="1",
 )
 def report(
-    context: dg.AssetExecutionContext, config: ReportConfig, store: dg.ResourceParam[ResultsStore]
+    context: dg.AssetExecutionContext,
+    config: ReportConfig,
+    store: dg.ResourceParam[ResultsStore],
+    settings: dg.ResourceParam[Settings],
 ) -> dg.MaterializeResult[None]:
     """A static site of the leaderboard, versions, comparisons and samples (reports/index.html in the store).
 
@@ -44,7 +47,6 @@ def report(
     from eval_assets.report.building import Limits, build_report, leaderboard_picture
 
     begin(context)
-    settings = Settings.from_environment()
     limits = Limits(config.items, config.items_per_page, config.characters)
     built = build_report(store, ui=settings.ui, limits=limits)
     rows = leaderboard_rows(Catalog(store))

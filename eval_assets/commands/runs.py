@@ -93,7 +93,7 @@ class Runs:
             record = self.store.benchmark(key)
             if (
                 record is not None
-                and is_current(SUITE[key], self.store)
+                and is_current(SUITE[key], self.store, self.settings.data_mirror)
                 and self._shows("benchmark", key, record["fingerprint"])
             ):
                 continue

@@ -19,15 +19,13 @@ from eval_assets.suite.spec import BenchmarkSpec, Chat
 from resources.datasets import read_rows
 from resources.errors import UserError
 from resources.results import ResultsStore, chat_fingerprint
-from resources.settings import Settings
 
 CODE_VERSION = "1"
 
 
-def is_current(spec: BenchmarkSpec, store: ResultsStore) -> bool:
+def is_current(spec: BenchmarkSpec, store: ResultsStore, mirror: Path) -> bool:
     """Whether the stored items are those that the YAML and its files give today, by cheap signs."""
     record = store.benchmark(spec.key)
-    mirror = Settings.from_environment().data_mirror
     return record is not None and record["source_signature"] == source_signature(spec, mirror)
 
 

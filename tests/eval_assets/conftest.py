@@ -106,6 +106,9 @@ def make_worse(source: Path, target: Path) -> None:
     changed_copy(source, target, lambda weight: weight * 30)
 
 
+SENSOR_RESOURCES = ("registry", "store", "settings")
+
+
 class Automation:
     """The sensor and schedules of a project, ticked by hand; the runs that they request, executed here."""
 
@@ -117,7 +120,9 @@ class Automation:
 
     def tick(self) -> dg.SensorResult | dg.SkipReason:
         repository = self.definitions.get_repository_def()
-        resources = {name: repository.get_top_level_resources()[name] for name in ("registry", "store")}
+        resources = {
+            name: repository.get_top_level_resources()[name] for name in ("registry", "store", "settings")
+        }
         with dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources=resources, repository_def=repository
         ) as context:
@@ -133,7 +138,9 @@ class Automation:
 
     def scheduled(self, schedule: Any) -> list[Any]:
         repository = self.definitions.get_repository_def()
-        resources = {name: repository.get_top_level_resources()[name] for name in ("registry", "store")}
+        resources = {
+            name: repository.get_top_level_resources()[name] for name in ("registry", "store", "settings")
+        }
         with dg.build_schedule_context(
             instance=self.instance,
             scheduled_execution_time=datetime(2026, 11, 22, 2, tzinfo=UTC),

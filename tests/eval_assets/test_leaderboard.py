@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from eval_assets.__main__ import main
 from eval_assets.leaderboard import leaderboard
 from resources.results import ResultsStore
+from resources.settings import Settings
 from tests.resources.catalog.test_catalogue import commit
 
 NOTE = "1 of the store's files can't be read and are left out; restore or remove them (select * from damaged)"
@@ -22,9 +23,8 @@ def damage_one_of_two(store: ResultsStore) -> None:
 
 def test_the_asset_counts_what_is_damaged(store: ResultsStore) -> None:
     damage_one_of_two(store)
-    result = dg.materialize(
-        [leaderboard], resources={"store": store}, instance=dg.DagsterInstance.ephemeral()
-    )
+    resources = {"store": store, "settings": Settings.from_environment({})}
+    result = dg.materialize([leaderboard], resources=resources, instance=dg.DagsterInstance.ephemeral())
     (done,) = result.asset_materializations_for_node("leaderboard")
     counts = {name: done.metadata[name].value for name in ("evaluations", "added", "removed", "damaged")}
     assert counts == {"evaluations": 1, "added": 1, "removed": 0, "damaged": 1}

@@ -24,7 +24,7 @@ def materialized(store: ResultsStore, **config: int) -> dict[str, Any]:
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(
             [leaderboard, report, dg.AssetSpec("evaluation")],
-            resources={"store": store},
+            resources={"store": store, "settings": Settings.from_environment()},
             instance=instance,
             run_config={"ops": ops},
         )

@@ -156,7 +156,7 @@ def test_the_report_shows_its_table_a_picture_and_where_it_is(
     """Who looks at the UI decides there whether to open the report at all."""
     dg.materialize(
         [leaderboard, report, dg.AssetSpec("evaluation")],
-        resources={"store": site.runs.store},
+        resources={"store": site.runs.store, "settings": site.runs.settings},
         instance=site.runs.instance,
     )
     page.goto("/assets/report?view=events")
