@@ -113,7 +113,7 @@ def _why_stale(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None
         others = f"it was judged on {', '.join(sorted(judged))}, and here on other benchmarks"
         return f"{others}: EVAL_MODELS names the file that says on which"
     for dataset in datasets:
-        if not has_same_items(SUITE[dataset], runs.store):
+        if not has_same_items(SUITE[dataset], runs.store, runs.settings.data_mirror):
             return f"the benchmark {dataset} has changed since its verdict"
     cells = runs.cells([key], datasets)
     fingerprints = {(key, cell.dataset): cell.fingerprint[:16] for cell in cells}

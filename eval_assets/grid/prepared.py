@@ -29,17 +29,16 @@ def is_current(spec: BenchmarkSpec, store: ResultsStore, mirror: Path) -> bool:
     return record is not None and record["source_signature"] == source_signature(spec, mirror)
 
 
-def has_same_items(spec: BenchmarkSpec, store: ResultsStore) -> bool:
+def has_same_items(spec: BenchmarkSpec, store: ResultsStore, mirror: Path) -> bool:
     """Whether the stored items are those that the YAML and its files give today, by their content if need be.
 
     A checkout or a copy of the files has other times. Raises UserError where the rows can't be read here.
     """
-    if is_current(spec, store):
+    if is_current(spec, store, mirror):
         return True
     record = store.benchmark(spec.key)
     if record is None:
         return False
-    mirror = Settings.from_environment().data_mirror
     items = normalize(spec, partial(read_rows, mirror=mirror)).items
     return items_fingerprint(spec, items) == str(record["fingerprint"])
 
