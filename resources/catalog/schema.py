@@ -8,7 +8,7 @@ numbers: the answers of one lie together, so that a query for a cell reads a tho
 import duckdb
 import pyarrow as pa
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 _TIME = pa.timestamp("us", tz="UTC")
 EVALUATION_FIELDS = {
@@ -165,14 +165,20 @@ CREATE VIEW verdicts AS SELECT * EXCLUDE (path) FROM stored.verdicts;
 -- A cell's current evaluation: one of our own, where there is any, before what was imported. Of those with
 -- the model files and benchmark that are recorded now (or, where none has them, of the latest one), the
 -- one with the most items, then the latest. So a quick try with few items never hides a fuller one, and
--- files that are put back bring their evaluation back.
+-- files that are put back bring their evaluation back. Of the attempts at one fingerprint the last counts,
+-- whatever its writer's clock said; between fingerprints there is nothing but the clocks.
 CREATE VIEW current_evaluations AS
 SELECT * EXCLUDE (chosen_digest, chosen_benchmark, chosen_origin) FROM (
     SELECT evaluations.*,
         first_value(model_digest) OVER chosen AS chosen_digest,
         first_value(benchmark_fingerprint) OVER chosen AS chosen_benchmark,
         first_value(origin) OVER chosen AS chosen_origin
-    FROM evaluations
+    FROM (
+        FROM evaluations
+        QUALIFY row_number() OVER (
+            PARTITION BY dataset, model, regexp_replace(evaluation_id, '-[0-9]+$', '')
+            ORDER BY try_cast(regexp_extract(evaluation_id, '-([0-9]+)$', 1) AS BIGINT) DESC NULLS LAST) = 1
+    ) AS evaluations
     LEFT JOIN current_models USING (model)
     LEFT JOIN current_benchmarks ON current_benchmarks.dataset = evaluations.dataset
     WINDOW chosen AS (

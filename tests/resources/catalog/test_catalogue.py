@@ -290,3 +290,31 @@ def test_an_object_store_has_a_catalogue_too(bucket: str) -> None:
     commit(store, "m@2", [1.0, 0.0])
     assert catalog.refresh().added == 1
     assert query(catalog, "SELECT count(*) FROM samples") == [(4,)]
+
+
+def test_of_attempts_at_one_fingerprint_the_last_one_counts_whatever_the_clocks_say(
+    store: ResultsStore,
+) -> None:
+    """One machine whose clock runs a year ahead would decide the leaderboard for a year."""
+    attempts = {}
+    for year in (2030, 2026, 2028):
+        with store.writer(Cell("squad", "m@1", "1" * 64), force=True) as writer:
+            samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
+            record = {**RECORD, "finished_at": f"{year}-01-01T00:00:00+00:00"}
+            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
+            attempts[year] = writer.evaluation_id
+    catalog = Catalog(store)
+    catalog.refresh()
+    asked = "SELECT evaluation_id FROM leaderboard"
+    assert query(catalog, asked) == [(attempts[2028],)]
+    committed = store.committed(Cell("squad", "m@1", "1" * 64))
+    assert committed is not None
+    assert committed["evaluation_id"] == attempts[2028], "the leaderboard shows what is reused"
+    for _ in range(4, 11):  # the tenth is after the ninth
+        with store.writer(Cell("squad", "m@1", "1" * 64), force=True) as writer:
+            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], RECORD)
+    catalog.refresh()
+    assert query(catalog, asked) == [(f"{'1' * 16}-10",)]
+    other = commit(store, "m@1", [1.0], finished="2027-01-01T00:00:00+00:00")  # another fingerprint
+    catalog.refresh()
+    assert query(catalog, asked) == [(other,)]
