@@ -72,7 +72,8 @@ class _Difference:
     """Between a catalogue and the store.
 
     `base` is the catalogue to go on from (None: make it anew, `why`), `before` the evaluations in it; `gone`
-    is to be taken out, `wanted` to be read. With `nothing` to do, `damages` are those that are there still.
+    is to be taken out, `wanted` to be read. `damages` are those that need not be looked at again; with
+    `nothing` to do, all that are there still.
     """
 
     base: Path | None
@@ -201,19 +202,22 @@ class Catalog:
         known, why = _known(base)
         if known is None:
             return _Difference(None, why, frozenset(), found, (), _sorted(found.values()))
-        before = frozenset(path for path in known.signs if path.startswith(f"{EVALUATIONS}/"))
-        wanted = [source for source in found.values() if known.signs.get(source.path) != source.sign]
-        gone = [path for path, sign in known.signs.items() if path not in found or found[path].sign != sign]
+        before = frozenset(
+            path for path in known.signs if path.startswith(f"{EVALUATIONS}/") and path not in known.damaged
+        )
+        same = {path for path, sign in known.signs.items() if path in found and found[path].sign == sign}
+        wanted = [source for path, source in found.items() if path not in same]
+        gone = [path for path in known.signs if path not in same]
         if len(gone) > len(known.signs) / 2:
             # Making it anew costs less than taking most of it out, and leaves no holes in the file.
             return _Difference(None, "", before, found, (), _sorted(found.values()))
-        if not gone and all(source.path in known.damaged_sources for source in wanted):
-            damages = [
-                d for batch in intake.read(self._store, wanted) for d in batch if isinstance(d, Damage)
-            ]
-            if {damage.path: damage.reason for damage in damages} == known.damaged:
-                return _Difference(base, "", before, found, (), (), True, damages)
-        return _Difference(base, "", before, found, gone, _sorted(wanted))
+        damages = [Damage(found[path], *known.damaged[path]) for path in known.damaged.keys() & same]
+        if not gone and all(source.path in known.damaged for source in wanted):
+            again = [d for batch in intake.read(self._store, wanted) for d in batch if isinstance(d, Damage)]
+            all_now = {damage.source.path: (damage.path, damage.reason) for damage in [*damages, *again]}
+            if all_now == known.damaged:
+                return _Difference(base, "", before, found, (), (), True, [*damages, *again])
+        return _Difference(base, "", before, found, gone, _sorted(wanted), damages=damages)
 
     def _made(self, difference: _Difference, made: Path) -> Refresh:
         try:
@@ -229,6 +233,7 @@ class Catalog:
                 why=f"it was damaged ({_line(error)})",
                 gone=(),
                 wanted=_sorted(difference.found.values()),
+                damages=(),
             )
         _remove(made.parent, made.name)
         try:
@@ -242,7 +247,7 @@ class Catalog:
         if difference.base is not None:
             shutil.copyfile(difference.base, made)
         settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": f"{made}.spill"}
-        damages: list[Damage] = []
+        read: list[Damage] = []
         with duckdb.connect(str(made), config=settings) as connection:
             # One transaction: each commit would write blocks that the next one writes again.
             connection.execute("SET enable_progress_bar = false")
@@ -252,11 +257,11 @@ class Catalog:
             tables.take_out(connection, difference.gone)
             for batch in intake.read(self._store, difference.wanted):
                 tables.take_in(connection, [item for item in batch if isinstance(item, Content)])
-                damages += [item for item in batch if isinstance(item, Damage)]
-            tables.note_damage(connection, damages)
+                read += [item for item in batch if isinstance(item, Damage)]
+            tables.note_damage(connection, difference.damages, read)
             connection.execute("COMMIT")
             connection.execute("CHECKPOINT")
-        return _result(difference, damages)
+        return _result(difference, [*difference.damages, *read])
 
     def _refused(self, error: Exception) -> TransientError:
         reason = _FULL if _FULL in str(error) else _line(error)

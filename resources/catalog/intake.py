@@ -72,11 +72,20 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A source that can't be taken in, which file of it, and why."""
+    """A source that can't be taken in, which file of it, and why.
+
+    `lasting`: it stays so as long as the source looks the same; what could not be read may be readable now.
+    """
 
     source: Source
     path: str
     reason: str
+    lasting: bool = True
+
+
+def source_of(path: str) -> str:
+    """The source that a file is of."""
+    return path.rsplit("/", 1)[0] if path.startswith(f"{EVALUATIONS}/") else path
 
 
 def look(store: Storage) -> dict[str, Source]:
@@ -135,7 +144,11 @@ def _paths(source: Source) -> list[str]:
 
 
 class _DamageError(Exception):
-    """What is wrong with a file."""
+    """What is wrong with a file; `lasting` as in `Damage`."""
+
+    def __init__(self, reason: str, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 def _taken_in(source: Source, content: Mapping[str, bytes | OSError]) -> Content | Damage:
@@ -153,7 +166,7 @@ def _taken_in(source: Source, content: Mapping[str, bytes | OSError]) -> Content
         path = paths[2]
         return Content(source, row, _parquet(content[path], METRIC_SCHEMA), samples)
     except _DamageError as error:
-        return Damage(source, path, " ".join(str(error).split())[:300])
+        return Damage(source, path, " ".join(str(error).split())[:300], error.lasting)
 
 
 def _json(content: bytes | OSError) -> dict[str, Any]:
@@ -187,9 +200,9 @@ def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
 
 def _bytes(content: bytes | OSError) -> bytes:
     if isinstance(content, FileNotFoundError):
-        raise _DamageError("it is not there")
+        raise _DamageError("it is not there", lasting=False)
     if isinstance(content, OSError):
-        raise _DamageError(f"it can't be read: {content.strerror or content}")
+        raise _DamageError(f"it can't be read: {content.strerror or content}", lasting=False)
     return content
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from resources.catalog.intake import EVALUATIONS, Content, Damage, table_of
+from resources.catalog.intake import EVALUATIONS, Content, Damage, Source, source_of, table_of
 from resources.catalog.schema import (
     ANSWER_COLUMNS,
     DOCUMENT_SCHEMAS,
@@ -30,15 +30,11 @@ FROM incoming JOIN (SELECT item, content FROM stored.items) USING (content) ORDE
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a catalogue was made from: sign by path, and why a path that is damaged could not be read."""
+    """What a catalogue was made from: the sign of every source that need not be read again as long as it is
+    the same, and of those that are damaged, by path, the file and why."""
 
     signs: Mapping[str, str]
-    damaged: Mapping[str, str]
-
-    @property
-    def damaged_sources(self) -> set[str]:
-        """The damaged files, and the folders of evaluations that they are in."""
-        return {source for path in self.damaged for source in (path, path.rsplit("/", 1)[0])}
+    damaged: Mapping[str, tuple[str, str]]
 
 
 def known(connection: duckdb.DuckDBPyConnection) -> Known:
@@ -50,7 +46,8 @@ def known(connection: duckdb.DuckDBPyConnection) -> Known:
     if version != SCHEMA_VERSION:
         raise ValueError(f"it is of version {version}, this program's is {SCHEMA_VERSION}")
     signs = connection.execute("SELECT path, sign FROM stored.seen").fetchall()
-    return Known(dict(signs), dict(connection.execute("SELECT path, reason FROM damaged").fetchall()))
+    damaged = connection.execute("SELECT path, reason FROM damaged").fetchall()
+    return Known(dict(signs), {source_of(path): (path, reason) for path, reason in damaged})
 
 
 def take_out(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> None:
@@ -76,18 +73,28 @@ def take_in(connection: duckdb.DuckDBPyConnection, batch: Iterable[Content]) -> 
     evaluations = [content for content in contents if content.source.kind == EVALUATIONS]
     if evaluations:
         _take_in_evaluations(connection, evaluations)
-    seen = [{"path": content.source.path, "sign": content.source.sign} for content in contents]
-    _insert(connection, "stored.seen", [pa.Table.from_pylist(seen)] if seen else [])
+    _insert_seen(connection, [content.source for content in contents])
 
 
-def note_damage(connection: duckdb.DuckDBPyConnection, damages: Sequence[Damage]) -> None:
-    """Make these the damaged ones."""
+def note_damage(
+    connection: duckdb.DuckDBPyConnection, still: Sequence[Damage], new: Sequence[Damage]
+) -> None:
+    """Make these the damaged ones; a lasting one is not read again as long as it looks the same."""
     connection.execute("DELETE FROM damaged")
-    for damage in sorted(damages, key=lambda damage: damage.path):
-        connection.execute(
-            "INSERT INTO damaged VALUES (?, ?, ?, ?, ?)",
-            [*damage.source.names(), damage.path, damage.reason],
-        )
+    ordered = sorted([*still, *new], key=lambda damage: damage.path)
+    names = ("evaluation_id", "dataset", "model", "path", "reason")
+    rows = [
+        dict(zip(names, (*damage.source.names(), damage.path, damage.reason), strict=True))
+        for damage in ordered
+    ]
+    schema = pa.schema([(name, pa.string()) for name in names])
+    _insert(connection, "damaged", [pa.Table.from_pylist(rows, schema=schema)] if rows else [])
+    _insert_seen(connection, [damage.source for damage in new if damage.lasting])
+
+
+def _insert_seen(connection: duckdb.DuckDBPyConnection, sources: Sequence[Source]) -> None:
+    seen = [{"path": source.path, "sign": source.sign} for source in sources]
+    _insert(connection, "stored.seen", [pa.Table.from_pylist(seen)] if seen else [])
 
 
 def _take_in_evaluations(connection: duckdb.DuckDBPyConnection, evaluations: Sequence[Content]) -> None:

@@ -1,7 +1,9 @@
 """A file that can't be read is named, counted and left out; the others are there as if nothing was."""
 
+import errno
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from resources.catalog import Catalog, Refresh
 from resources.keys import key_of_segment
 from resources.results import ResultsStore
+from tests.performance.made_store import add_evaluation, make_store
 from tests.resources.catalog.relations import relations
 from tests.resources.catalog.test_catalogue import commit, compared, query
 
@@ -97,6 +100,66 @@ def test_a_file_that_is_missing_or_may_not_be_read_is_named(store: ResultsStore)
         ("m@1", "it is not there"),
         ("m@2", "it can't be read: Is a directory"),
     ]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of all files that refreshes of this test read."""
+    found: list[str] = []
+    read_all = ResultsStore.read_all
+
+    def counted(self: ResultsStore, paths: Sequence[str]) -> Mapping[str, bytes | OSError]:
+        found.extend(paths)
+        return read_all(self, paths)
+
+    monkeypatch.setattr(ResultsStore, "read_all", counted)
+    return found
+
+
+def test_many_damaged_files_among_thousands_are_named_and_read_once(tmp_path: Path, reads: list[str]) -> None:
+    """A disk that went bad would make each look at the leaderboard as slow as reading all of it."""
+    count = make_store(tmp_path / "store", 2000, 2)
+    store = ResultsStore(str(tmp_path / "store"))
+    broken = sorted(Path(store.root).glob("evaluations/*/*/*"))[::20]
+    for place, folder in enumerate(broken):
+        name, damage, _ = DAMAGE[("cut samples", "empty samples", "cut metrics", "cut record")[place % 4]]
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    catalog = Catalog(store)
+    assert catalog.refresh() == Refresh(
+        count - len(broken), 0, count - len(broken), damaged=len(broken),
+        told=f"the catalogue was made from {count - len(broken):,} evaluations: there was none",
+    )  # fmt: skip
+    assert len(broken) > 90
+    named = query(catalog, "SELECT path, evaluation_id, dataset FROM damaged")
+    assert {str(Path(store.root, path).parent) for path, _, _ in named} == {str(folder) for folder in broken}
+    reads.clear()
+    assert catalog.refresh() == Refresh(0, 0, count - len(broken), damaged=len(broken))
+    add_evaluation(Path(store.root), 2, 1)
+    assert catalog.refresh() == Refresh(1, 0, count - len(broken) + 1, damaged=len(broken))
+    assert {path.split("/")[2] for path in reads if path.startswith("evaluations/")} == {"newcomer@1"}
+    assert len(query(catalog, "FROM damaged")) == len(broken)
+    reads.clear()
+    (broken[0] / "samples.parquet").write_bytes(b"as damaged, but another file")
+    shutil.rmtree(broken[1])
+    assert catalog.refresh() == Refresh(0, 0, count - len(broken) + 1, damaged=len(broken) - 1)
+    assert {path.rsplit("/", 1)[0] for path in reads} == {str(broken[0].relative_to(store.root))}
+
+
+def test_what_could_not_be_read_is_tried_again(
+    store: ResultsStore, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that failed once would cost an evaluation its place for ever: its files look the same."""
+    commit(store, "m@1", [1.0, 0.0])
+    catalog = Catalog(store)
+    with monkeypatch.context() as patch:
+        fails = OSError(errno.EIO, "Input/output error")
+        patch.setattr(ResultsStore, "read_all", lambda _, paths: dict.fromkeys(paths, fails))
+        assert catalog.refresh() == Refresh(0, 0, 0, damaged=1)
+        assert query(catalog, "SELECT reason FROM damaged") == [("it can't be read: Input/output error",)]
+        assert catalog.refresh() == Refresh(0, 0, 0, damaged=1)
+    refresh = catalog.refresh()
+    assert (refresh.added, refresh.damaged) == (1, 0)
+    assert query(catalog, "FROM damaged") == []
 
 
 def test_a_damaged_verdict_comparison_or_version_is_named_too(store: ResultsStore) -> None:
