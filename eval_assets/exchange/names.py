@@ -6,6 +6,7 @@ Source of the names: lm_eval 0.4.13, the YAML files of lm_eval/tasks. What is in
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from eval_assets.exchange.untrusted import section
@@ -145,7 +146,9 @@ def destinations_of(
         ):  # one of the user's own that was exported from here
             together.setdefault(name, []).append(Part(name))
         else:
-            together.setdefault(_generic_key(name, shots, suite), []).append(Part(name))
+            key = _generic_key(name, shots, suite)
+            free = (key if number == 1 else f"{key}_{number}" for number in count(1))
+            together[next(one for one in free if one not in together)] = [Part(name)]
     for key, parts in together.items():
         found.append(Destination(key, tuple(parts), None, suite.get(key)))
     return found

@@ -296,6 +296,18 @@ def test_some_subjects_of_mmlu_have_a_key_of_their_own(
     assert set(records(store)) == {key}
 
 
+def test_two_tasks_whose_names_make_one_key_are_two_evaluations(store: ResultsStore, tmp_path: Path) -> None:
+    """The value of the one would stand beside the samples of the other."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["results"] = {"Some task": {"acc,none": 0.25}, "some_task": {"acc,none": 0.75}}
+
+    imported(store, changed(tmp_path, change))
+    assert {name: one["metrics"]["acc"] for name, one in records(store).items()} == {
+        "some_task": 0.25, "some_task_2": 0.75,
+    }  # fmt: skip
+
+
 def test_a_bad_name_or_group_takes_nothing_else_apart(store: ResultsStore, tmp_path: Path) -> None:
     [whole] = HARNESS.glob("mmlu/*/results_*.json")
     content = results(whole)
