@@ -13,6 +13,8 @@ import click
 from eval_assets.commands.output import Output, output
 
 if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
     from resources.registries.sources import RegistrySource
     from resources.results import ResultsStore
     from resources.settings import Settings
@@ -270,6 +272,7 @@ def _instance() -> Iterator[Finding]:
         runs = instance.get_runs_count()
         launcher = type(instance.run_launcher).__name__
         yield Finding("instance", "ok", f"{home}: {runs:,} runs, started by {launcher}")
+        yield from _database_clock(instance)
         if instance.is_ephemeral:
             return
         required = sorted(instance.get_required_daemon_types())
@@ -292,6 +295,19 @@ def _instance() -> Iterator[Finding]:
                 yield Finding("daemon", "wrong", f"no heartbeat of {', '.join(late)}: restart the daemon")
             else:
                 yield Finding("daemon", "ok", f"last heartbeat {age:.0f} s ago")
+
+
+def _database_clock(instance: "DagsterInstance") -> Iterator[Finding]:
+    from dagster._core.storage.runs import SqlRunStorage
+
+    storage = instance.run_storage
+    if not isinstance(storage, SqlRunStorage):
+        return
+    with storage.connect() as connection:
+        if connection.dialect.name == "postgresql":  # SQLite's clock is this machine's
+            before = time.time()
+            seconds = connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one()
+            yield _clock("the instance's database", float(seconds) - (before + time.time()) / 2)
 
 
 def _device(settings: "Settings") -> Iterator[Finding]:

