@@ -1,4 +1,9 @@
-"""A store that an earlier version has made (before evaluations had costs) opens unchanged."""
+"""Stores that earlier versions have made open unchanged.
+
+`evaluations` is of the first version that had evaluations, `engine` of the one whose engine reads a prefix
+tree (samples have outputs, records say what was computed), `verdicts` of the last one before costs (with
+verdicts, comparisons and promotions). Each was made by that version's own code from tiny models.
+"""
 
 import shutil
 from pathlib import Path
@@ -10,7 +15,8 @@ from resources.results import ResultsStore
 from tests.conftest import ROOT
 from tests.resources.catalog.test_catalogue import query
 
-OLD = ROOT / "tests" / "resources" / "old_store"
+STORES = ROOT / "tests" / "resources" / "old_stores"
+OLD = STORES / "verdicts"
 LEADERBOARD = [
     ("capitals", "tiny@1", "acc", 0.3333, 12, "valid"),
     ("capitals", "tiny@2", "acc", 0.3333, 12, "valid"),
@@ -59,6 +65,33 @@ def test_every_evaluation_of_an_old_store_is_in_the_catalogue(old: ResultsStore)
 
 
 def test_the_samples_of_an_old_evaluation_are_read_as_todays(old: ResultsStore) -> None:
+    for _, record in old.records():
+        samples = old.samples(record)
+        assert len(samples) == record["samples"]
+        assert all(sample.scores for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("stage", "perplexities"),
+    [("evaluations", (447878270.7155, 590267757.3776)), ("engine", (447878278.7241, 590267764.4141))],
+)
+def test_stores_of_the_first_stages_open_too(
+    tmp_path: Path, stage: str, perplexities: tuple[float, float]
+) -> None:
+    shutil.copytree(STORES / stage, tmp_path / "store")
+    old = ResultsStore(str(tmp_path / "store"))
+    catalog = Catalog(old)
+    assert (catalog.refresh().added, catalog.refresh().damaged) == (6, 0)
+    asked = "SELECT dataset, model, metric, round(value, 4), n, status FROM leaderboard ORDER BY ALL"
+    assert query(catalog, asked) == [
+        ("capitals", "tiny@1", "acc", 0.3333, 12, "valid"),
+        ("capitals", "tiny@2", "acc", 0.25, 12, "valid"),
+        ("capitals_written", "tiny@1", "squad_f1", 0.0, 12, "valid"),
+        ("capitals_written", "tiny@2", "squad_f1", 0.0, 12, "valid"),
+        ("sentences", "tiny@1", "word_perplexity", perplexities[0], 4, "valid"),
+        ("sentences", "tiny@2", "word_perplexity", perplexities[1], 4, "valid"),
+    ]
+    assert query(catalog, "SELECT count(*), count(prompt), count(error) FROM samples") == [(56, 56, 0)]
     for _, record in old.records():
         samples = old.samples(record)
         assert len(samples) == record["samples"]
