@@ -176,6 +176,6 @@ def test_a_catalogue_refreshed_step_by_step_is_the_one_that_is_made_at_once() ->
     run_state_machine_as_test(
         Store,
         settings=settings(
-            max_examples=6, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
