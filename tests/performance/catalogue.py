@@ -23,6 +23,7 @@ import duckdb
 
 from resources.catalog import CATALOG, Catalog
 from resources.results import ResultsStore
+from tests.performance import catalogue_s3
 from tests.performance.catalogue_page import page
 from tests.performance.catalogue_queries import QUESTIONS, Question, Rows, normal
 from tests.performance.machine import busy_share, describe
@@ -43,16 +44,25 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100, help="of each evaluation")
     parser.add_argument("--build", type=Path, default=BUILD, help="where stores and measurements are kept")
     parser.add_argument("--write", type=Path, help="write the page here")
+    parser.add_argument("--over-s3", action="store_true", help="measure the same store in a bucket instead")
     parser.add_argument("--side", choices=sorted(_SIDES), help="measure this side only and print it")
     arguments = parser.parse_args()
     store = arguments.build / f"{arguments.evaluations}x{arguments.samples}"
     if arguments.side:
         print(json.dumps(_SIDES[arguments.side](store)))
         return
-    result = measured(store, arguments.evaluations, arguments.samples)
-    (arguments.build / f"{store.name}.json").write_text(json.dumps(result, indent=1))
+    if arguments.over_s3:
+        result = measured_over_s3(store, arguments.evaluations, arguments.samples)
+        (arguments.build / "s3.json").write_text(json.dumps(result, indent=1))
+    else:
+        result = measured(store, arguments.evaluations, arguments.samples)
+        (arguments.build / f"{store.name}.json").write_text(json.dumps(result, indent=1))
     found = [json.loads(path.read_text()) for path in sorted(arguments.build.glob("*x*.json"))]
-    text = page(sorted(found, key=lambda one: int(one["rows"])))
+    over_s3 = arguments.build / "s3.json"
+    text = page(
+        sorted(found, key=lambda one: int(one["rows"])),
+        json.loads(over_s3.read_text()) if over_s3.exists() else None,
+    )
     if arguments.write:
         arguments.write.write_text(text)
     print(text)
@@ -63,12 +73,7 @@ def measured(store: Path, evaluations: int, samples: int) -> dict[str, Any]:
 
     Raises AssertionError where two sides answer a question differently.
     """
-    if not store.exists():
-        print(f"making {evaluations:,} evaluations of {samples:,} samples", flush=True)
-        new = store.with_name(f".{store.name}")
-        shutil.rmtree(new, ignore_errors=True)
-        make_store(new, evaluations, samples)
-        new.rename(store)
+    _make(store, evaluations, samples)
     for left in store.glob("evaluations/*/newcomer@*"):
         shutil.rmtree(left)
     busy = busy_share()
@@ -98,6 +103,23 @@ def measured(store: Path, evaluations: int, samples: int) -> dict[str, Any]:
         "bytes": size,
         "catalogue_bytes": catalogue,
     }
+
+
+def measured_over_s3(store: Path, evaluations: int, samples: int) -> dict[str, Any]:
+    """What a store of this size takes in a bucket."""
+    _make(store, evaluations, samples)
+    busy = busy_share()
+    return {"machine": _machine(), "busy": busy, **catalogue_s3.measured(store, samples)}
+
+
+def _make(store: Path, evaluations: int, samples: int) -> None:
+    if store.exists():
+        return
+    print(f"making {evaluations:,} evaluations of {samples:,} samples", flush=True)
+    new = store.with_name(f".{store.name}")
+    shutil.rmtree(new, ignore_errors=True)
+    make_store(new, evaluations, samples)
+    new.rename(store)
 
 
 def _quickest(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,11 +14,37 @@ GOAL_ROWS = 2_000_000
 _TEMPLATE = Path(__file__).with_name("catalogue_page.md")
 
 
-def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """The page, with a section a size."""
+def page(results: Sequence[Mapping[str, Any]], over_s3: Mapping[str, Any] | None = None) -> str:
+    """The page, with a section a size, and one of a store in a bucket."""
     sections = [_section(result) for result in results]
     growth = [_growth(results)] if len(results) > 1 else []
-    return _TEMPLATE.read_text().replace("{sections}", "\n".join([*sections, *growth]))
+    bucket = [bucket_section(over_s3)] if over_s3 else []
+    return _TEMPLATE.read_text().replace("{sections}", "\n".join([*sections, *growth, *bucket]))
+
+
+def bucket_section(result: Mapping[str, Any]) -> str:
+    """What a store in a bucket takes."""
+    lines = [
+        f"## In a bucket: {result['evaluations']:,} evaluations of {result['samples']:,} samples",
+        "",
+        "Over moto on the same machine, a slow stand-in for S3: one process answers all requests, a",
+        f"hundred or two a second. The catalogue has {_size(result['catalogue_bytes'])}. Measured by",
+        "",
+        "    python -m tests.performance.catalogue --evaluations 1000 --samples 10 --over-s3",
+        "",
+        "| | seconds |",
+        "| --- | --- |",
+    ]
+    for name, title in (
+        ("rebuild", "rebuilt from nothing, and put there"),
+        ("unchanged", "refreshed without a change: listings only"),
+        ("refresh", "refreshed after one new evaluation, and put there"),
+        ("first", "first opened on another machine: downloaded"),
+        ("second", "opened again: one listing"),
+    ):
+        lines.append(f"| {title} | {result[name]:.2f} |")
+    lines += ["", f"Before the measurement others used {result['busy']:.0%} of the processor.", ""]
+    return "\n".join(lines)
 
 
 def reached(result: Mapping[str, Any]) -> dict[str, bool]:
