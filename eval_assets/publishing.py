@@ -18,7 +18,7 @@ ROWS = 60
 
 
 class ReportConfig(dg.Config):
-    """How much of the samples the site holds (`eval_assets.report.Limits`)."""
+    """How much of the samples the site holds (`eval_assets.report.building.Limits`)."""
 
     items: int = 100_000
     items_per_page: int = 20_000
