@@ -49,3 +49,9 @@ def test_every_file_target_and_setting_that_a_page_names_is_there(name: str) -> 
     assert set(re.findall(r"(?:`|^ *)(?:[A-Z]\w+=\S+ )*make (?:-s )?([a-z][a-z-]+)", text, re.M)) <= targets
     settings = {variable.name for variable in VARIABLES.values()}
     assert set(re.findall(r"\bEVAL_[A-Z_]+[A-Z]\b", text)) <= settings
+
+
+def test_every_picture_is_on_a_page() -> None:
+    shown = {(ROOT / name).parent / link for name in PAGES for link in links(ROOT / name)}
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture in {path.resolve() for path in shown}, picture.name
