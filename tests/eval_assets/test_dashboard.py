@@ -78,6 +78,7 @@ def lived_in(
 ) -> Mapping[str, str]:
     """A project with promotions, a version that is worse, failures, costs and a daemon; its environment."""
     monkeypatch.setenv("EVAL_POD", json.dumps(POD))
+    automation = Automation(project, instance)  # with the variable that is set now
     automation.until_at_rest()
     make_worse(project.registry / "tiny" / "1", project.registry / "tiny" / "3")
     automation.until_at_rest()

@@ -63,7 +63,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         thread.join()
 
 
-def test_verdicts_and_give_ups_reach_the_webhook_once(automation: Automation, receiver: Receiver) -> None:
+def test_verdicts_and_give_ups_reach_the_webhook_once(receiver: Receiver, automation: Automation) -> None:
     (automation.project.registry / "tiny" / "2" / "tokenizer.json").unlink()
     automation.until_at_rest()
     automation.until_at_rest()
