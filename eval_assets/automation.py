@@ -72,7 +72,8 @@ def register_versions(
         attempts.confess(context, failed)
         raise dg.Failure("; ".join(str(error) for error in failed.values()), allow_retries=False)
     if not keys:
-        raise dg.Failure(no_versions_message(registry), allow_retries=False)
+        with attempts.confessing(context):
+            raise UserError(no_versions_message(registry))
 
 
 def no_versions_message(registry: Registry) -> str:

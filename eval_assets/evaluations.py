@@ -172,9 +172,8 @@ def evaluate_cells(
     except (KeyboardInterrupt, DagsterExecutionInterruptedError):
         # Dagster calls such a run failed, so that it is retried; this tells it from one that went wrong.
         signal = interrupts.received()
-        context.instance.add_run_tags(
-            context.run.run_id, attempts.interrupted_by(signal.name if signal else "cancelled")
-        )
+        said = {attempts.INTERRUPTED_TAG: signal.name if signal else "cancelled"}
+        context.instance.add_run_tags(context.run.run_id, said)
         raise
 
 
@@ -214,7 +213,12 @@ def _evaluate_cells(
 
 
 def _note(context: Context, failed: dict[Task, Exception], place: RunCell, error: Exception) -> None:
-    """Keep why a cell failed; the run says it at its end. What is no UserError is a bug, with a traceback."""
+    """Keep why a cell failed; the run says it at its end. What is no UserError is a bug, with a traceback.
+
+    Raises the error where it is Dagster's database that was lost: Dagster tries the run again.
+    """
+    if attempts.lost_database(error):
+        raise error
     known = isinstance(error, UserError)
     if not known:
         context.log.exception(f"{place.model} on {place.dataset} failed")

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from eval_assets import markdown
-from eval_assets.grid.attempts import begin
+from eval_assets.grid.attempts import begin, confessing
 from eval_assets.materializations import report_link
 from eval_assets.report.naming import INDEX
 from resources.catalog import Catalog
@@ -132,8 +132,9 @@ def leaderboard(
     """The catalogue of all committed evaluations (catalog.duckdb), and the leaderboard drawn from it."""
     begin(context)
     catalog = Catalog(store)
-    refresh = catalog.refresh()
-    rows = leaderboard_rows(catalog)
+    with confessing(context):
+        refresh = catalog.refresh()
+        rows = leaderboard_rows(catalog)
     for note in refresh.notes:
         context.log.warning(note)
     context.log.info(f"{refresh.added} evaluations added, {refresh.removed} removed, {refresh.total} in all")

@@ -1,7 +1,6 @@
 """Jobs for the launchpad: evaluate what a person names, compare two versions."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import filter as matching
 
@@ -10,7 +9,7 @@ from pydantic import Field
 
 from eval_assets.benchmarks import prepare
 from eval_assets.evaluations import evaluate_cells
-from eval_assets.grid.attempts import PRIORITY_TAG, begin
+from eval_assets.grid.attempts import PRIORITY_TAG, begin, confessing
 from eval_assets.grid.comparing import as_markdown, compare_current
 from eval_assets.grid.observing import Observer
 from eval_assets.grid.prepared import is_current, source_signature
@@ -47,7 +46,7 @@ def evaluate_named(
     begin(context)
     if config.limit is not None:
         settings = replace(settings, limit=config.limit)
-    with _failing():
+    with confessing(context):
         models = _chosen(config.models, [str(key) for key in registry.versions().keys], "model version")
         datasets = _chosen(config.benchmarks, list(SUITE), "benchmark")
         for key in models:
@@ -60,15 +59,6 @@ def evaluate_named(
                 prepare(context, SUITE[dataset], signature, store, settings.data_mirror)
     places = [RunCell(dataset, model, meant=True) for model in models for dataset in datasets]
     evaluate_cells(context, places, registry, store, engines, settings, force=config.force)
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    """What a user has to put right fails the run with its one line."""
-    try:
-        yield
-    except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def _chosen(patterns: Sequence[str], known: Sequence[str], what: str) -> list[str]:
@@ -114,7 +104,7 @@ def compare_two(
     """Compare two versions sample by sample on the benchmarks that both were evaluated on."""
     begin(context)
     catalog = Catalog(store)
-    with _failing():
+    with confessing(context):
         cells = Observer.of(context.instance, registry, store, settings).cells
         for note in catalog.refresh().notes:
             context.log.warning(note)

@@ -5,7 +5,7 @@ import base64
 import dagster as dg
 
 from eval_assets import markdown
-from eval_assets.grid.attempts import begin
+from eval_assets.grid.attempts import begin, confessing
 from eval_assets.leaderboard import COLUMNS, leaderboard, leaderboard_rows
 from eval_assets.materializations import report_link
 from eval_assets.report.naming import INDEX
@@ -48,9 +48,10 @@ def report(
 
     begin(context)
     limits = Limits(config.items, config.items_per_page, config.characters)
-    built = build_report(store, ui=settings.ui, limits=limits)
-    rows = leaderboard_rows(Catalog(store))
-    picture = base64.b64encode(leaderboard_picture(store)).decode()
+    with confessing(context):
+        built = build_report(store, ui=settings.ui, limits=limits)
+        rows = leaderboard_rows(Catalog(store))
+        picture = base64.b64encode(leaderboard_picture(store)).decode()
     context.log.info(
         f"{built.index}: {built.pages_written} pages written, {built.pages_kept} kept, "
         f"{built.pages_removed} removed in {built.seconds:.1f} s"

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 import dagster as dg
+from sqlalchemy.exc import DBAPIError
 
 from eval_assets.grid.reconciling import Failures, Task, Work
 from eval_assets.partitions import SUITE, grid
@@ -46,6 +47,8 @@ INTERRUPTED_TAG = "eval/interrupted"
 """On a run that was told to end before it was done: by which signal."""
 
 _RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
+"""Where Dagster tries runs again, it does so with a step that failed, until the run itself says "false": what
+was interrupted, or lost Dagster's own database, could say nothing."""
 
 Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
 
@@ -180,8 +183,8 @@ def begin(context: Context) -> None:
     """Tag the run with the process that executes it, and take back what it may have copied from another."""
     run = context.run
     copied = {tag: "" for tag in (FAILED_TAG, INTERRUPTED_TAG) if run.tags.get(tag)}
-    if INTERRUPTED_TAG in copied:
-        copied[_RETRY_TAG] = "false"
+    if FAILED_TAG in copied:
+        copied[_RETRY_TAG] = "true"
     process = f"{socket.gethostname()}:{os.getpid()}:{run.run_id}"
     context.instance.add_run_tags(run.run_id, {PROCESS_TAG: process, **copied})
     launched_by = (Settings.from_environment().pod or {}).get("dagster", dg.__version__)
@@ -190,11 +193,6 @@ def begin(context: Context) -> None:
             f"a daemon with dagster {launched_by} launched this run, whose image has {dg.__version__}: "
             "deploy webserver, daemon and runs from one image"
         )
-
-
-def interrupted_by(what: str) -> dict[str, str]:
-    """Tags of a run that was told to end; where Dagster tries runs again, it is to try this one again."""
-    return {INTERRUPTED_TAG: what, _RETRY_TAG: "true"}
 
 
 def _has_begun(run: dg.DagsterRun) -> bool:
@@ -222,17 +220,26 @@ def announce(context: Context, tasks: Sequence[Task]) -> None:
 def confess(context: Context, failed: Mapping[Task, Exception]) -> None:
     """Tag the run with the tasks of it that failed, and why; their fingerprints don't matter."""
     said = {_place(task): (_kind(error), one_line(error)) for task, error in failed.items()}
-    context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: json.dumps(said)})
+    context.instance.add_run_tags(context.run.run_id, {FAILED_TAG: json.dumps(said), _RETRY_TAG: "false"})
 
 
 @contextmanager
-def confessing(context: Context, task: Task) -> Iterator[None]:
-    """Turn a UserError into the failure of the run's one task, for Dagster and for `failures`."""
+def confessing(context: Context, task: Task | None = None) -> Iterator[None]:
+    """Turn a UserError into the failure of the run, for Dagster and, of its one `task`, for `failures`."""
     try:
         yield
     except UserError as error:
-        confess(context, {task: error})
+        confess(context, {task: error} if task is not None else {})
         raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def lost_database(error: BaseException | None) -> bool:
+    """Whether Dagster's own database did not answer: no task's failure, and no other would fare better."""
+    while error is not None:
+        if isinstance(error, DBAPIError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def clear(instance: dg.DagsterInstance, key: str, datasets: Iterable[str] = ()) -> int:

@@ -6,11 +6,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.errors import DagsterExecutionInterruptedError
+from sqlalchemy.exc import OperationalError
 
 from eval_assets import evaluations
 from eval_assets.commands.runs import RunFailedError, Runs
 from eval_assets.definitions import definitions
 from eval_assets.evaluating import evaluator
+from eval_assets.grid import attempts
 from eval_assets.partitions import cell_key, row_tags
 from resources.engines.transformers_engine import TransformersEngine
 from resources.records import Sample
@@ -229,6 +231,29 @@ def test_cancelling_a_row_starts_none_of_its_other_cells(
     assert list(runs.store.records()) == []
     run = runs.instance.get_runs(limit=1)[0]
     assert run.status == dg.DagsterRunStatus.CANCELED
+
+
+def test_a_run_that_loses_dagsters_database_blames_no_cell_and_may_be_tried_again(
+    project: Project, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as a bug of the cell, a restart of Postgres would give it up for good."""
+    project.registered("tiny@1")
+
+    def lost(*_: object, **__: object) -> None:
+        raise OperationalError("INSERT INTO event_logs", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(evaluations._Cell, "evaluate", lost)
+    job = definitions(Settings.from_environment()).resolve_job_def("evaluate_models")
+    result = job.execute_in_process(
+        instance=instance, partition_key=cell_key("sentences", "tiny@1"), raise_on_error=False
+    )
+    assert not result.success
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert attempts.FAILED_TAG not in run.tags
+    assert "dagster/retry_on_asset_or_op_failure" not in run.tags
+    (ending,) = attempts.endings(run).values()
+    assert not ending.is_permanent
 
 
 def test_a_single_cell_runs_as_the_uis_backfill_would_start_it(

@@ -336,5 +336,5 @@ def _dagster_yaml(cluster: Cluster, postgres: str, variables: list[str]) -> dict
             "config": {"max_concurrent_runs": 25, "dequeue_interval_seconds": 1, "dequeue_use_threads": True},
         },
         "run_monitoring": {"enabled": True, "start_timeout_seconds": 90_000, "poll_interval_seconds": 5},
-        "run_retries": {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False},
+        "run_retries": {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": True},
     }

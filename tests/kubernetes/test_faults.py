@@ -184,6 +184,16 @@ def test_an_image_without_our_package_fails_its_run_and_says_what_is_missing(
     lab.until(lambda runs: any(text.startswith(wanted) for text in lab.messages(runs[0].run_id)), 30)
 
 
+def test_a_run_that_knows_why_it_failed_is_not_tried_again(lab: Lab) -> None:
+    """Dagster tries failed steps again: those that lost its database. A mistake would fail three times."""
+    lab.launch([cell("hellaswag", "tiny@1")])
+    (run,) = lab.until_over(1, 90)
+    assert "benchmark hellaswag is not prepared yet" in run.tags["eval/failed"]
+    told = "Not retrying run since it failed due to an asset or op failure"
+    lab.until(lambda _: any(text.startswith(told) for text in lab.messages(run.run_id)), 30)
+    assert statuses(lab.until_over(1, 0)) == {"FAILURE": 1}
+
+
 def test_a_run_without_a_free_gpu_waits_and_says_so(lab: Lab) -> None:
     """The stock launcher fails it, and leaves a Job that starts for nothing later."""
     for n in (1, 2):

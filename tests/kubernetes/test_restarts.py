@@ -33,10 +33,8 @@ def test_a_daemon_that_is_killed_between_queue_and_launch_loses_and_doubles_noth
 
 def test_a_database_that_restarts_costs_no_cell(lab: Lab) -> None:
     cells = [cell(LONG, "tiny@1"), cell("capitals", "tiny@2")]
-    # A connection that breaks within a step fails that step, which Dagster tries again if it is told to.
-    tags = {"dagster/retry_on_asset_or_op_failure": "true"}
     with lab.daemon():
-        lab.launch(cells, tags)
+        lab.launch(cells)
         lab.until(lambda runs: any(run.status is dg.DagsterRunStatus.STARTED for run in runs))
         lab.restart_postgres()
         all_succeed(lab, cells)

@@ -95,6 +95,22 @@ def test_a_run_that_is_executed_again_does_not_inherit_what_the_first_one_said(
     assert "ended without a word" in attempts.failures(instance)[ARC].reason
 
 
+def test_what_a_run_says_of_its_failure_keeps_dagster_from_trying_it_again_and_no_run_inherits_that(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    retry = "dagster/retry_on_asset_or_op_failure"
+    first = run_of(instance, attempts.tags_of([ARC]))
+    say(instance, first, {ARC: UserError("mend it")})
+    failed = instance.get_run_by_id(first.run_id)
+    assert failed is not None
+    assert failed.tags[retry] == "false"
+    again = run_of(instance, failed.tags)
+    say(instance, again, {})
+    executed = instance.get_run_by_id(again.run_id)
+    assert executed is not None
+    assert executed.tags[retry] == "true"
+
+
 def test_a_run_of_a_living_process_is_no_orphan(project: Project, instance: dg.DagsterInstance) -> None:
     run = run_of(instance, attempts.tags_of([ARC]))
     mine = f"{socket.gethostname()}:{os.getpid()}:{run.run_id}"
