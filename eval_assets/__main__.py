@@ -136,7 +136,7 @@ def _status() -> int:
         return error.exit_code
     except click.Abort:
         return 128 + signal.SIGINT
-    except Exception as error:
+    except Exception as error:  # a bug, or what a library raises: Python would end with the status of "worse"
         with suppress(OSError):
             if options.get("traceback"):
                 traceback.print_exc()

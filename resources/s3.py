@@ -40,7 +40,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types
             while True:
                 try:
                     answer = await super()._call_s3(method, *options, **arguments)
-                except Exception as error:
+                except Exception as error:  # s3fs passes on what three libraries below it raise
                     if not _passes(error):
                         self._silent_since = None
                         raise
@@ -68,7 +68,7 @@ def _in_one_line(where: str) -> Iterator[None]:
     """Turn what no file system raises into one line for the user."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # as above; what no user can put right is raised as it is
         reason = " ".join(str(error).split()) or type(error).__name__
         if _passes(error):
             raise TransientError(

@@ -19,6 +19,7 @@ from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
 from tests.resources.test_results import CELL, METRICS, sample
 from tests.s3_proxy import Weather
+from tests.waiting import until
 
 HOLD = """
 import sys, time
@@ -27,7 +28,6 @@ from resources import lease, s3
 lease.BEAT_SECONDS = 0.1
 from resources.results import *
 from tests.resources.test_results import CELL, METRICS, sample
-from tests.s3_proxy import Weather
 from resources.errors import TransientError, UserError
 try:
     with ResultsStore({root!r}).writer(CELL, owner="run of a process") as writer:
@@ -202,11 +202,11 @@ def test_an_owner_lives_on_after_an_outage_longer_than_its_store_waits(
         with pytest.raises(TransientError):
             writer.append([sample(0)])
         before = weather.kinds.get("PUT .count", 0)
-        wait_for(lambda: weather.kinds.get("PUT .count", 0) > before + 10)  # two beats have given up
+        until(lambda: weather.kinds.get("PUT .count", 0) > before + 10)  # two beats have given up
         weather.down.clear()
         path = f"{writer.path}/lease.json.{writer._lease._state['token']}.count"
         seen = store.filesystem.cat_file(path)
-        wait_for(lambda: bool(store.filesystem.cat_file(path) != seen))
+        until(lambda: bool(store.filesystem.cat_file(path) != seen))
         writer.append([sample(0)])
 
 
@@ -216,10 +216,3 @@ def test_a_lease_whose_creation_was_not_answered_is_held_at_once(bucket: str, we
     with ResultsStore(f"{bucket}/results").writer(CELL) as writer:
         assert time.monotonic() - started < lease.PATIENCE_SECONDS / 2
         writer.append([sample(0)])
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -21,6 +21,7 @@ from tests.eval_assets.evaluating.test_evaluator import MODEL, SCORING, benchmar
 from tests.eval_assets.fake_engine import FakeEngine
 from tests.resources.test_results import CELL, METRICS, sample
 from tests.s3_proxy import Weather
+from tests.waiting import until
 
 OUTAGE_SECONDS = 30.0
 RIVAL = """
@@ -78,13 +79,6 @@ def rival(store: ResultsStore) -> Iterator[Callable[[], Rival]]:
         process.communicate()
 
 
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_half_a_minute_without_the_store_costs_no_evaluation_no_commit_and_no_refresh(
     store: ResultsStore, weather: Weather, rival: Callable[[], Rival]
 ) -> None:
@@ -124,14 +118,14 @@ def test_half_a_minute_without_the_store_costs_no_evaluation_no_commit_and_no_re
         one.wants(cell_for(MODEL, asked, engine.fingerprint_fields, SCORING))
         until(lambda: weather.kinds.get("GET .count", 0) > looks + 1)
         weather.down.set()
-        time.sleep(OUTAGE_SECONDS)
+        time.sleep(OUTAGE_SECONDS)  # nothing to wait for: nothing may happen
         assert not any(future.done() for future in (evaluating, committing, refreshing))
         weather.down.clear()
         assert "is being evaluated by another process" in one.says()
         may_end.set()
         cell, outcome = evaluating.result(120)
         assert committing.result(120) == store.committed(CELL)
-        assert 0 <= refreshing.result(120) <= 2
+        refreshing.result(120)  # of what was committed by then; all of it below
     assert (outcome.record["samples"], outcome.record["interruptions"]) == (24, 0)
     assert len(engine.computed) == 24 * 4
     assert store.committed(cell) == outcome.record
