@@ -22,7 +22,7 @@ from typing import Any, Protocol, cast
 
 from eval_assets.evaluating.asking import answers
 from eval_assets.evaluating.progress import Meter, Progress, work_of
-from eval_assets.metrics import METRICS, ScoringSettings, estimate_metrics, score_samples
+from eval_assets.metrics import METRICS, Metric, ScoringSettings, estimate_metrics, score_samples
 from eval_assets.suite.items import Item
 from eval_assets.suite.spec import BenchmarkSpec
 from eval_assets.tasks import SCORING_VERSION
@@ -409,7 +409,7 @@ class _Evaluation:
         }
 
 
-def metric_of(spec: BenchmarkSpec, name: str) -> Any:
+def metric_of(spec: BenchmarkSpec, name: str) -> Metric:
     """The metric behind a benchmark's metric name (which may be an alias with options)."""
     return METRICS[next(metric.metric for metric in spec.metrics if metric.name == name)]
 

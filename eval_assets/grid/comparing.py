@@ -1,7 +1,6 @@
 """Two versions on one benchmark, as the store has them: the comparison of their samples, and its verdict."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,16 +11,14 @@ from eval_assets.evaluating.evaluator import metric_of
 from eval_assets.grid.cells import Cells
 from eval_assets.grid.prepared import stored_record
 from eval_assets.grid.tracking import DEFAULT_TOLERANCE
-from eval_assets.statistics.sequential import decide
-from eval_assets.statistics.verdicts import Comparison, Scores, Verdict, compare, verdict
+from eval_assets.statistics.sequential import verdict_at
+from eval_assets.statistics.verdicts import Comparison, Scores, Verdict, compare
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.catalog import Catalog
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.records import Sample
 from resources.registries import ModelVersion
-
-UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +47,9 @@ class CellComparison:
 
 
 def scores_of(spec: BenchmarkSpec, samples: Sequence[Sample]) -> tuple[Scores, tuple[float, float]]:
-    """The primary metric's scores of samples, and the range that they can have.
-
-    Of a metric that weighs texts by their length (perplexities, bits per byte) they are nats a word or byte,
-    weighted by the words or bytes: a tolerance of 0.02 is then 2 % of a perplexity.
-    """
+    """The primary metric's scores of samples, and the range that they can have (`Metric.comparable`)."""
     metric_spec = next(metric for metric in spec.metrics if metric.name == spec.primary_metric)
-    metric = metric_of(spec, spec.primary_metric)
-    ids = [sample.sample_id for sample in samples]
-    clusters = [sample.cluster for sample in samples]
-    if spec.task == "perplexity" and metric.aggregation is not None:
-        parts = metric.statistics(samples, metric_spec)
-        weights = parts[:, 1]
-        return Scores(ids, parts[:, 0] / weights, clusters, weights), UNBOUNDED
-    values = [sample.scores.get(spec.primary_metric) for sample in samples]
-    return Scores(ids, values, clusters), metric.bounds
+    return metric_of(spec, spec.primary_metric).comparable(samples, metric_spec, spec.task)
 
 
 def compare_cells(cells: Cells, candidate: str, baseline: str, dataset: str) -> CellComparison:
@@ -201,10 +186,7 @@ def _judged(
         comparison = compare(
             scores[0], scores[1], higher_is_better=candidate["higher_is_better"], bounds=bounds
         )
-        if stage := candidate.get("stage"):
-            found = decide(comparison, tolerance, stage["look"]).verdict
-        else:
-            found = verdict(comparison, tolerance)
+        found = verdict_at(comparison, tolerance, candidate.get("stage"))
     except ValueError as error:
         raise UserError(f"{candidate['model']} on {dataset} against {baseline['model']}: {error}") from None
     return CellComparison(dataset, candidate, baseline, comparison, found)

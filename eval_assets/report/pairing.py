@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval_assets.metrics import METRICS
-from eval_assets.metrics.metric import Metric, argmax, likeliest, softmax
+from eval_assets.metrics.metric import argmax, likeliest, softmax
 from eval_assets.report.items import Listed, answered, asked, flags_of, rounded
 from eval_assets.report.pairs import Pair
 from eval_assets.report.reading import Comparison, Evaluation
 from eval_assets.report.text import visible
 from eval_assets.statistics import UNBOUNDED
-from eval_assets.statistics.sequential import decide
-from eval_assets.statistics.verdicts import Scores, compare, verdict
+from eval_assets.statistics.sequential import verdict_at
+from eval_assets.statistics.verdicts import Scores, compare
 from eval_assets.suite.spec import MetricSpec
 from resources import records
 
@@ -68,18 +68,10 @@ def compared(pair: Pair, rows: Sequence[Sequence[Sample]], tolerance: float | No
     Without a tolerance the verdict is 'better', 'worse' or 'undecided'. Raises ValueError where they can't be
     compared.
     """
-    one, metric = pair.candidate, METRICS.get(pair.candidate.primary_metric)
-    weighted = one.task == "perplexity" and metric is not None
-    sides = [
-        _weighted(metric, side) if weighted and metric else _scores(one.primary_metric, side) for side in rows
-    ]
-    bounds = UNBOUNDED if metric is None or weighted else metric.bounds
+    one = pair.candidate
+    sides, bounds = _comparable(one, rows)
     found = compare(sides[0], sides[1], higher_is_better=one.higher_is_better, bounds=bounds)
-    stage = one.of_record("stage")
-    if stage:
-        judged = decide(found, tolerance or 0.0, stage["look"]).verdict
-    else:
-        judged = verdict(found, tolerance or 0.0)
+    judged = verdict_at(found, tolerance or 0.0, one.of_record("stage"))
     return Comparison(
         pair.dataset, one.model, pair.baseline.model, one.primary_metric, judged.name, found.difference,
         found.stderr, found.unpaired_stderr, found.ci_low, found.ci_high, tolerance, found.detectable,
@@ -96,17 +88,22 @@ def _scores(metric: str, rows: Sequence[Sample]) -> Scores:
     )
 
 
-def _weighted(metric: Metric, rows: Sequence[Sample]) -> Scores:
-    """Nats a word or byte, weighted by the words or bytes: a perplexity is compared by its logarithm."""
-    fields = ("sample_id", "index", "group", "cluster", "prompt", "references", "loglikelihoods")
-    samples = [records.Sample(**{name: row[name] for name in fields}) for row in rows]
-    parts = metric.statistics(samples, MetricSpec(metric=metric.name))
-    return Scores(
-        [row["sample_id"] for row in rows],
-        parts[:, 0] / parts[:, 1],
-        [row["cluster"] for row in rows],
-        parts[:, 1],
-    )
+def _comparable(
+    cell: Evaluation, rows: Sequence[Sequence[Sample]]
+) -> tuple[list[Scores], tuple[float, float]]:
+    """What the sides are compared by: of a metric that is not known here (imported results) its scores."""
+    metric = METRICS.get(cell.primary_metric)
+    if metric is None:
+        return [_scores(cell.primary_metric, side) for side in rows], UNBOUNDED
+    fields = ("sample_id", "index", "group", "cluster", "prompt", "references", "loglikelihoods", "scores")
+    spec = MetricSpec(metric=metric.name)
+    found = [
+        metric.comparable(
+            [records.Sample(**{name: row[name] for name in fields}) for row in side], spec, cell.task
+        )
+        for side in rows
+    ]
+    return [scores for scores, _ in found], found[0][1]
 
 
 def pairs_of(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> list[tuple[Sample, Sample]]:

@@ -9,15 +9,16 @@ at different looks make looks more alike than the levels reckon with, which errs
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 from scipy import special
 
 from eval_assets.statistics import Floats
-from eval_assets.statistics.verdicts import ERROR, Comparison, Verdict, judge
+from eval_assets.statistics.verdicts import ERROR, Comparison, Verdict, judge, verdict
 
 _NODES = 160
 _FARTHEST = 9.0
@@ -99,6 +100,16 @@ def decide(
     fails = found.name == "worse" and found.p_worse * family <= looks.error
     last = look == len(looks.shares) - 1
     return Decision(found, found.passed or fails or last, look, looks.shares[look])
+
+
+def verdict_at(comparison: Comparison, tolerance: float, stage: Mapping[str, Any] | None) -> Verdict:
+    """The verdict on a comparison by the `stage` of the candidate's record: that of its look, if it has one.
+
+    Raises ValueError as `verdict` and `decide` do.
+    """
+    if stage:
+        return decide(comparison, tolerance, stage["look"]).verdict
+    return verdict(comparison, tolerance)
 
 
 def crossing_probability(shares: Sequence[float], critical_values: Sequence[float]) -> float:

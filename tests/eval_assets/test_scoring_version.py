@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "4d3512394bf06af3d67923e08d2acf22a30b8d5b8a0035ee03a1fb067b67f9d8"
+DIGEST = "7e73478739c48199c7e963d528697932f883d0a144655c8986291f4cd0de5d3a"
 VERSION = "2"
 
 
