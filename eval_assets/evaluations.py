@@ -36,7 +36,7 @@ from resources import interrupts, spans
 from resources.configured import EngineResource
 from resources.errors import UserError
 from resources.pods.tags import EVALUATION
-from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, Sample
+from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, EvaluationRecord, Sample
 from resources.registries import ModelVersion, Registry
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -308,7 +308,7 @@ class _Cell:
         benchmark: Benchmark,
         samples: Sequence[Sample],
         compared: CellComparison | None,
-        before: Mapping[str, Any] | None,
+        before: EvaluationRecord | None,
     ) -> None:
         context, cell = self._context, self._cell
         partition = cell_key(cell.dataset, cell.model)
@@ -357,7 +357,7 @@ class _Cell:
                 return self._store.samples(record)
         return []
 
-    def _against(self) -> Mapping[str, Any] | None:
+    def _against(self) -> EvaluationRecord | None:
         """The evaluation of the version in production on this benchmark, where there is one."""
         try:
             key = self._look.baselines([self._cell.model]).get(self._model.name)
@@ -369,9 +369,7 @@ class _Cell:
             self._context.log.info(f"{self._cell.model} on {self._cell.dataset}: not compared: {error}")
             return None
 
-    def _compared(
-        self, record: Mapping[str, Any], against: Mapping[str, Any] | None
-    ) -> CellComparison | None:
+    def _compared(self, record: EvaluationRecord, against: EvaluationRecord | None) -> CellComparison | None:
         if against is None:
             return None
         try:

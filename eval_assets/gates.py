@@ -18,7 +18,7 @@ from eval_assets.evaluating.evaluator import Benchmark, metric_of
 from eval_assets.grid.comparing import CellComparison
 from eval_assets.metrics import answers_of
 from eval_assets.partitions import grid
-from resources.records import Sample
+from resources.records import EvaluationRecord, Sample
 
 TRUNCATED_SHARE = 0.01
 EMPTY_SHARE = 0.05
@@ -54,7 +54,7 @@ def check_specs() -> list[dg.AssetCheckSpec]:
 
 
 def check_cell(
-    benchmark: Benchmark, record: Mapping[str, Any], samples: Sequence[Sample]
+    benchmark: Benchmark, record: EvaluationRecord, samples: Sequence[Sample]
 ) -> list[CheckOutcome]:
     """Judge a committed evaluation by its samples and record."""
     expected = {item.sample_id for item in benchmark.items}
@@ -102,7 +102,7 @@ def check_cell(
     ]
 
 
-def _score_in_range(benchmark: Benchmark, record: Mapping[str, Any]) -> CheckOutcome:
+def _score_in_range(benchmark: Benchmark, record: EvaluationRecord) -> CheckOutcome:
     outside = {}
     for name, value in record["metrics"].items():
         low, high = metric_of(benchmark.spec, name).bounds
@@ -110,7 +110,7 @@ def _score_in_range(benchmark: Benchmark, record: Mapping[str, Any]) -> CheckOut
             outside[name] = f"{value} is not in [{low}, {high}]"
     score = record["score"]
     passed = not outside and score is not None
-    if score is not None and score["ci_low"] is not None:
+    if score is not None and score["ci_low"] is not None and score["ci_high"] is not None:
         passed = passed and score["ci_low"] <= score["value"] <= score["ci_high"]
     return CheckOutcome(
         "score_in_range",
@@ -119,7 +119,7 @@ def _score_in_range(benchmark: Benchmark, record: Mapping[str, Any]) -> CheckOut
     )
 
 
-def _above_chance(benchmark: Benchmark, record: Mapping[str, Any], samples: Sequence[Sample]) -> CheckOutcome:
+def _above_chance(benchmark: Benchmark, record: EvaluationRecord, samples: Sequence[Sample]) -> CheckOutcome:
     """Guessing gets one of k choices right, so its accuracy is the mean of 1 / k; only accuracies can be
     compared with it."""
     score = record["score"]
@@ -179,15 +179,13 @@ def no_regression(cell: CellComparison) -> CheckOutcome:
     )
 
 
-def reproduced(now: Mapping[str, Any], before: Mapping[str, Any]) -> CheckOutcome:
+def reproduced(now: EvaluationRecord, before: EvaluationRecord) -> CheckOutcome:
     """Whether an evaluation found what an earlier one of the same fingerprint found."""
     same = now["content_digest"] == before["content_digest"]
     if before.get("samples_taken_over"):
         # What was evaluated in stages went through other batches, which move a score by rounding.
         same = now["metrics"].keys() == before["metrics"].keys() and all(
-            value == before["metrics"][name] or math.isclose(value, before["metrics"][name], rel_tol=1e-4)
-            for name, value in now["metrics"].items()
-            if value is not None
+            _close(value, before["metrics"][name]) for name, value in now["metrics"].items()
         )
     return CheckOutcome(
         "reproduced",
@@ -200,6 +198,13 @@ def reproduced(now: Mapping[str, Any], before: Mapping[str, Any]) -> CheckOutcom
             "same_machine_settings": now["engine"] == before["engine"],
         },
     )
+
+
+def _close(now: float | None, before: float | None) -> bool:
+    """Whether two values of a metric are the same but for rounding; one that is not finite is None."""
+    if now is None or before is None:
+        return now is before
+    return math.isclose(now, before, rel_tol=1e-4)
 
 
 def record_check(context: dg.AssetExecutionContext, partition: str, outcome: CheckOutcome) -> None:

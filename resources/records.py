@@ -1,8 +1,8 @@
-"""What an evaluation leaves behind, as plain data: a `Sample` an item, an `Estimate` a metric and group."""
+"""What an evaluation leaves behind, as plain data: a `Sample` an item, an `Estimate` a metric, its record."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -126,6 +126,94 @@ class MetricRow:
         """The inverse of `as_row`; also of rows that were written before some columns were there."""
         values = {f.name: row[f.name] for f in fields(Estimate) if f.name in row}
         return cls(row["metric"], row["group"], Estimate(**values))
+
+
+class Score(TypedDict):
+    """The primary metric of the whole, as `Estimate` has it; no interval where a bound is not finite."""
+
+    value: float
+    stderr: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    sampling_share: NotRequired[float | None]
+
+
+class Findings(TypedDict):
+    """What an evaluation says of itself when it is committed. Times are ISO 8601 in UTC, sizes bytes.
+
+    The first stores lack some fields, and imports those that only who ran it can know: these may be absent.
+    """
+
+    origin: NotRequired[str]
+    """Where imported results come from; absent on what was evaluated here."""
+    imported: NotRequired[Mapping[str, Any]]
+    """What the imported files say beyond the record's own fields."""
+    model_name: str
+    model_version: str
+    model_digest: str | None
+    model_parameters: int | None
+    benchmark_version: str
+    benchmark_fingerprint: str
+    task: str
+    run_id: str
+    started_at: str
+    finished_at: str
+    status: str
+    """``valid``, or ``invalid`` where a sample has an error."""
+    items_available: int
+    samples: int
+    samples_resumed: int
+    """Found finished when the evaluation was gone on with."""
+    samples_taken_over: NotRequired[int]
+    """Computed by an earlier look of the same cell."""
+    stage: NotRequired[Mapping[str, Any] | None]
+    interruptions: NotRequired[int]
+    parts_discarded: NotRequired[int]
+    samples_with_error: int
+    samples_truncated: int
+    prompt_tokens: NotRequired[int]
+    output_tokens: NotRequired[int]
+    prompt_tokens_computed: NotRequired[int]
+    output_tokens_computed: NotRequired[int]
+    primary_metric: str
+    higher_is_better: bool
+    score: Score | None
+    """None where the primary metric has no finite value."""
+    metrics: Mapping[str, float | None]
+    """Each metric of the whole; None where it is not finite."""
+    seconds: Mapping[str, float]
+    """By phase: load, prefill, decode, score."""
+    batch_sequences: NotRequired[int]
+    peak_memory_bytes: NotRequired[int | None]
+    peak_device_bytes: NotRequired[int | None]
+    accelerator_class: NotRequired[str | None]
+    """This and the six below say what ran it and what that came to; None where no launcher said so."""
+    accelerator_count: NotRequired[int | None]
+    accelerator_seconds: NotRequired[float | None]
+    spot: NotRequired[bool | None]
+    price_per_hour: NotRequired[float | None]
+    cost: NotRequired[float | None]
+    """Of the whole run, in the currency of the catalogue of accelerators."""
+    team: NotRequired[str | None]
+    engine: Mapping[str, Any]
+    scoring_version: str | None
+    packages: Mapping[str, str]
+    python: str | None
+    git_revision: str | None
+    retention: NotRequired[Mapping[str, Any]]
+    """What retention has removed of its files since, when, and by which audit."""
+
+
+class EvaluationRecord(Findings):
+    """``evaluation.json``: which evaluation it is, and what it found."""
+
+    evaluation_id: str
+    dataset: str
+    model: str
+    """``name@version``."""
+    fingerprint: str
+    content_digest: NotRequired[str]
 
 
 _SCORES_TYPE = pa.map_(pa.string(), pa.float64())

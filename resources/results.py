@@ -10,14 +10,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from resources.errors import UserError
 from resources.keys import key_of_segment, path_segment
 from resources.lease import Lease
-from resources.records import MetricRow, Sample
+from resources.records import EvaluationRecord, MetricRow, Sample
 from resources.storage import Storage
 from resources.writer import COMMITTED, DELETED, METRICS, RECORD, SAMPLES, Cell, EvaluationWriter
 
@@ -131,10 +131,14 @@ class ResultsStore(Storage):
 
     # -- evaluations ------------------------------------------------------------------------------
 
-    def committed(self, cell: Cell) -> dict[str, Any] | None:
+    def evaluation(self, folder: str) -> EvaluationRecord | None:
+        """The record of the committed evaluation in a folder of the store, or None without one."""
+        return cast(EvaluationRecord | None, self.get_json(f"{folder}/{RECORD}"))
+
+    def committed(self, cell: Cell) -> EvaluationRecord | None:
         """The record of the cell's latest committed evaluation of the same fingerprint, or None."""
         for attempt in reversed(self._attempts(cell)):
-            record = self.get_json(f"{self._folder(cell, attempt)}/{RECORD}")
+            record = self.evaluation(self._folder(cell, attempt))
             if record is not None:
                 return record
         return None
@@ -177,19 +181,20 @@ class ResultsStore(Storage):
         finally:
             lease.release()
 
-    def tidy(self, record: Mapping[str, Any]) -> None:
+    def tidy(self, record: EvaluationRecord) -> None:
         """Remove what a process left that was killed between an evaluation's commit and its end."""
         self.keep_only(self._folder_of(record), COMMITTED)
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def records(self) -> Iterator[tuple[str, EvaluationRecord]]:
         """``(folder, record)`` of every committed evaluation, in the order of their folders."""
         self.filesystem.invalidate_cache()
         for path in sorted(self.filesystem.glob(f"{self.root}/evaluations/*/*/*/{RECORD}")):
-            record = self.get_json(path[len(self.root) + 1 :])
+            folder = path.rsplit("/", 1)[0]
+            record = self.evaluation(folder[len(self.root) + 1 :])
             if record is not None:
-                yield path.rsplit("/", 1)[0], record
+                yield folder, record
 
-    def evaluations_of(self, name: str, dataset: str = "*") -> Iterator[dict[str, Any]]:
+    def evaluations_of(self, name: str, dataset: str = "*") -> Iterator[EvaluationRecord]:
         """The committed evaluations of a model version, or of all of a name (``name@*``), in any order.
 
         Lists the folders of those models only: a walk over everything takes seconds in a large store.
@@ -199,10 +204,11 @@ class ResultsStore(Storage):
         for folder in self.filesystem.glob(f"{self.root}/evaluations/{dataset}"):
             for of_model in self.filesystem.glob(f"{folder}/{model}"):
                 yield from (
-                    record for _, record in self.json_files(f"{of_model[len(self.root) + 1 :]}/*/{RECORD}")
+                    cast(EvaluationRecord, record)
+                    for _, record in self.json_files(f"{of_model[len(self.root) + 1 :]}/*/{RECORD}")
                 )
 
-    def samples(self, record: Mapping[str, Any]) -> list[Sample]:
+    def samples(self, record: EvaluationRecord) -> list[Sample]:
         """All samples of a committed evaluation, in the order of their items."""
         try:
             table = self.get_table(f"{self._folder_of(record)}/{SAMPLES}")
@@ -213,7 +219,7 @@ class ResultsStore(Storage):
             ) from None
         return [Sample.from_row(row) for row in table.to_pylist()]
 
-    def metrics(self, record: Mapping[str, Any]) -> list[MetricRow]:
+    def metrics(self, record: EvaluationRecord) -> list[MetricRow]:
         """All metrics of a committed evaluation: those of the whole first, then those of its groups."""
         table = self.get_table(f"{self._folder_of(record)}/{METRICS}")
         return [MetricRow.from_row(row) for row in table.to_pylist()]
@@ -224,7 +230,7 @@ class ResultsStore(Storage):
             f"{evaluation_id(cell, attempt)}"
         )
 
-    def _folder_of(self, record: Mapping[str, Any]) -> str:
+    def _folder_of(self, record: EvaluationRecord) -> str:
         cell = Cell(record["dataset"], record["model"], record["fingerprint"])
         return self._folder(cell, int(record["evaluation_id"].rsplit("-", 1)[1]))
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.lease import Lease
-from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, MetricRow, Sample
+from resources.records import METRIC_SCHEMA, SAMPLE_SCHEMA, EvaluationRecord, Findings, MetricRow, Sample
 from resources.storage import Storage, parquet
 
 RECORD = "evaluation.json"
@@ -120,30 +120,32 @@ class EvaluationWriter:
         self._put_runs()
 
     def commit(
-        self, samples: Sequence[Sample], metrics: Iterable[MetricRow], record: Mapping[str, Any]
-    ) -> dict[str, Any]:
+        self, samples: Sequence[Sample], metrics: Iterable[MetricRow], findings: Findings
+    ) -> EvaluationRecord:
         """Write everything, the record last, and return the record; the progress is then removed."""
-        identity = {
+        sample_table = _sample_table(sorted(samples, key=lambda sample: sample.index))
+        metric_table = _metric_table(metrics)
+        record: EvaluationRecord = {
             "evaluation_id": self.evaluation_id,
             "dataset": self._cell.dataset,
             "model": self._cell.model,
-        }
-        sample_table = _sample_table(sorted(samples, key=lambda sample: sample.index))
-        metric_table = _metric_table(metrics)
-        whole = {
-            **identity,
             "fingerprint": self._cell.fingerprint,
             "content_digest": content_digest(sample_table, metric_table),
-            **record,
+            **findings,
+        }
+        identity = {
+            "evaluation_id": record["evaluation_id"],
+            "dataset": record["dataset"],
+            "model": record["model"],
         }
         self._put(SAMPLES, parquet(_with_identity(sample_table, identity)))
         self._put(METRICS, parquet(_with_identity(metric_table, identity)))
-        content = json.dumps(whole, indent=1, allow_nan=False, default=str).encode()
+        content = json.dumps(record, indent=1, allow_nan=False, default=str).encode()
         with self._storage.writing(f"{self._folder}/{RECORD}"):
             self._lease.check()
         self._storage.put_new(f"{self._folder}/{RECORD}", content)
         self._storage.keep_only(self._folder, {*COMMITTED, self._lease.name})
-        return whole
+        return record
 
     def _put_runs(self) -> None:
         self._put(_RUNS, json.dumps({"runs": [*self._runs, self._this]}, indent=1).encode())

@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from eval_assets.evaluating.asking import answers
 from eval_assets.evaluating.progress import Meter, Progress, work_of
@@ -28,7 +28,7 @@ from eval_assets.suite.spec import BenchmarkSpec
 from eval_assets.tasks import SCORING_VERSION
 from resources import interrupts, spans
 from resources.engines import Engine, Step
-from resources.records import Estimate, MetricRow, Sample
+from resources.records import Estimate, EvaluationRecord, Findings, MetricRow, Sample, Score
 from resources.registries import FileFacts, ModelVersion
 from resources.registries.files import digest_of, model_files, read_facts
 from resources.results import AlreadyCommittedError, Cell, EvaluationWriter, ResultsStore
@@ -71,7 +71,7 @@ class Asked(Protocol):
 class Outcome:
     """A cell's committed evaluation. `reused`: it had been committed before."""
 
-    record: Mapping[str, Any]
+    record: EvaluationRecord
     reused: bool
 
 
@@ -157,7 +157,10 @@ def evaluate(
                 stage,
             ).run(load_engine)
     except AlreadyCommittedError:
-        return Outcome(cast(dict[str, Any], store.committed(cell)), reused=True)
+        committed = store.committed(cell)
+        if committed is None:  # deleted since
+            raise
+        return Outcome(committed, reused=True)
     return Outcome(record, reused=False)
 
 
@@ -210,7 +213,7 @@ class _Evaluation:
         self.flush_cost = 0.0
         self.ending = threading.Lock()
 
-    def run(self, load_engine: Callable[[], Engine]) -> dict[str, Any]:
+    def run(self, load_engine: Callable[[], Engine]) -> EvaluationRecord:
         with interrupts.last_words(lambda: self.end("told to end")):
             try:
                 self.writer.begin()
@@ -346,13 +349,13 @@ class _Evaluation:
             )
         )
 
-    def record(
-        self, engine: Engine, samples: Sequence[Sample], metrics: Sequence[MetricRow]
-    ) -> dict[str, Any]:
+    def record(self, engine: Engine, samples: Sequence[Sample], metrics: Sequence[MetricRow]) -> Findings:
         spec, meter = self.benchmark.spec, self.meter
         whole = {row.metric: row.estimate for row in metrics if row.group is None}
         errors = sum(sample.error is not None for sample in samples)
         finished = datetime.now(UTC)
+        hours = (finished - self.started).total_seconds() / 3600
+        count, price = self.pod.get("count"), self.pod.get("price")
         return {
             "model_name": self.model.name,
             "model_version": self.model.version,
@@ -377,28 +380,16 @@ class _Evaluation:
             "prompt_tokens": sum(s.prompt_tokens + sum(s.choice_tokens) for s in samples),
             "output_tokens": sum(sample.output_tokens for sample in samples),
             "primary_metric": spec.primary_metric,
-            "higher_is_better": metric_of(spec, spec.primary_metric).higher_is_better,
+            # A description, which has no direction, can't be the primary metric.
+            "higher_is_better": bool(metric_of(spec, spec.primary_metric).higher_is_better),
             "score": score_of(whole.get(spec.primary_metric)),
-            "metrics": _jsonable({name: estimate.value for name, estimate in whole.items()}),
+            "metrics": {name: _finite(estimate.value) for name, estimate in whole.items()},
             "seconds": {phase: round(seconds, 3) for phase, seconds in meter.seconds.items()},
             "prompt_tokens_computed": meter.prompt_tokens,
             "output_tokens_computed": meter.output_tokens,
             "batch_sequences": meter.most_sequences,
             "peak_memory_bytes": meter.peak_memory_bytes,
             "peak_device_bytes": meter.peak_device_bytes if engine.description["device"] != "cpu" else None,
-            **self._cost(finished),
-            "engine": dict(engine.description),
-            "scoring_version": SCORING_VERSION,
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "git_revision": self.revision,
-        }
-
-    def _cost(self, finished: datetime) -> dict[str, Any]:
-        """What ran it and what that came to; nothing where no launcher said so."""
-        hours = (finished - self.started).total_seconds() / 3600
-        count, price = self.pod.get("count"), self.pod.get("price")
-        return {
             "accelerator_class": self.pod.get("class"),
             "accelerator_count": count,
             "accelerator_seconds": None if count is None else round(count * hours * 3600, 3),
@@ -406,6 +397,11 @@ class _Evaluation:
             "price_per_hour": price,
             "cost": None if price is None else round(price * hours, 6),
             "team": self.pod.get("team"),
+            "engine": dict(engine.description),
+            "scoring_version": SCORING_VERSION,
+            "packages": package_versions(),
+            "python": platform.python_version(),
+            "git_revision": self.revision,
         }
 
 
@@ -414,21 +410,25 @@ def metric_of(spec: BenchmarkSpec, name: str) -> Metric:
     return METRICS[next(metric.metric for metric in spec.metrics if metric.name == name)]
 
 
-def score_of(estimate: Estimate | None) -> dict[str, float | None] | None:
+def score_of(estimate: Estimate | None) -> Score | None:
     """An estimate for the record; None without a finite value, no interval where a bound has none."""
     if estimate is None or not math.isfinite(estimate.value):
         return None
-    values = _jsonable(asdict(estimate))
-    if values["ci_low"] is None or values["ci_high"] is None:
-        values |= {"ci_low": None, "ci_high": None}
-    return values
-
-
-def _jsonable(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON has no NaN or infinity: such a value (a perplexity can overflow) is None and fails its check."""
+    low, high = _finite(estimate.ci_low), _finite(estimate.ci_high)
+    closed = low is not None and high is not None
     return {
-        name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
+        "value": estimate.value,
+        "stderr": _finite(estimate.stderr),
+        "ci_low": low if closed else None,
+        "ci_high": high if closed else None,
+        "n": estimate.n,
+        "sampling_share": _finite(estimate.sampling_share),
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN or infinity: such a value (a perplexity can overflow) is None and fails its check."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _ignore(_: Step) -> None: ...

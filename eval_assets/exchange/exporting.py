@@ -31,7 +31,7 @@ from resources.appearing import appearing
 from resources.catalog import Catalog
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.records import Sample
+from resources.records import EvaluationRecord, Sample
 from resources.results import ResultsStore
 
 
@@ -59,7 +59,7 @@ def export_harness(
     """
     catalog = Catalog(store)
     catalog.refresh()
-    chosen: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, list[EvaluationRecord]] = {}
     with catalog.connect() as connection:
         rows = connection.execute(
             "SELECT model, record FROM current_evaluations "
@@ -89,7 +89,7 @@ def _export_model(
     suite: Mapping[str, BenchmarkSpec],
     folder: Path,
     model: ModelKey,
-    records: Sequence[dict[str, Any]],
+    records: Sequence[EvaluationRecord],
     with_samples: bool,
     left_out: list[str],
 ) -> list[Path]:
@@ -127,11 +127,11 @@ def _export_model(
     return files
 
 
-_Entry: TypeAlias = tuple[dict[str, Any], BenchmarkSpec | None, list[TaskNames]]
+_Entry: TypeAlias = tuple[EvaluationRecord, BenchmarkSpec | None, list[TaskNames]]
 
 
 def _files(
-    store: ResultsStore, suite: Mapping[str, BenchmarkSpec], records: Sequence[dict[str, Any]]
+    store: ResultsStore, suite: Mapping[str, BenchmarkSpec], records: Sequence[EvaluationRecord]
 ) -> list[list[_Entry]]:
     """The evaluations of each results file.
 
@@ -157,7 +157,7 @@ def _files(
 
 def _sample_files(
     store: ResultsStore,
-    record: Mapping[str, Any],
+    record: EvaluationRecord,
     spec: BenchmarkSpec | None,
     names: Sequence[TaskNames],
     left_out: list[str],
@@ -175,7 +175,7 @@ def _sample_files(
         yield task, list(sample_lines(members, spec, task_names, record["task"]))
 
 
-def _names(record: Mapping[str, Any], spec: BenchmarkSpec | None) -> list[TaskNames]:
+def _names(record: EvaluationRecord, spec: BenchmarkSpec | None) -> list[TaskNames]:
     """The harness's tasks for a benchmark; none where it has none, or the few-shot examples are others."""
     if record.get("imported"):
         tasks = record["imported"]["tasks"]
@@ -189,7 +189,7 @@ def _names(record: Mapping[str, Any], spec: BenchmarkSpec | None) -> list[TaskNa
 
 
 def _tasks(
-    record: Mapping[str, Any], names: Sequence[TaskNames], samples: Sequence[Sample]
+    record: EvaluationRecord, names: Sequence[TaskNames], samples: Sequence[Sample]
 ) -> Iterable[tuple[str, TaskNames | None, list[Sample]]]:
     """The tasks of an evaluation, each with its samples."""
     group = (record.get("imported") or {}).get("group")
@@ -210,7 +210,7 @@ def _tasks(
 
 
 def _spec(
-    store: ResultsStore, suite: Mapping[str, BenchmarkSpec], record: Mapping[str, Any]
+    store: ResultsStore, suite: Mapping[str, BenchmarkSpec], record: EvaluationRecord
 ) -> BenchmarkSpec | None:
     """The benchmark's declaration: as it was prepared, or as its file has it now."""
     prepared = store.benchmark(record["dataset"])

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from eval_assets.statistics import mean_estimate
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.errors import BusyError, UserError
 from resources.keys import ModelKey
-from resources.records import Estimate, MetricRow, Sample
+from resources.records import Estimate, Findings, MetricRow, Sample
 from resources.results import AlreadyCommittedError, Cell, ResultsStore
 
 ORIGIN = "lm_eval"
@@ -36,7 +35,6 @@ _TASKS = {
     "loglikelihood": "perplexity",
     "loglikelihood_rolling": "perplexity",
 }
-_SCORE = ("value", "stderr", "ci_low", "ci_high", "n")
 _Z = 1.959963984540054
 _LARGEST_COUNT = 10_000_000
 """Items; a larger n gets the normal interval, which is the same then."""
@@ -203,7 +201,7 @@ def _record(
     rows: Sequence[MetricRow],
     samples: Sequence[Sample],
     own: OwnEvaluation | None,
-) -> dict[str, Any]:
+) -> Findings:
     whole_rows = {row.metric: row.estimate for row in rows if row.group is None}
     primary = own.primary_metric if own is not None else _primary(run, destination, list(whole_rows))
     score = whole_rows.get(primary)
@@ -248,7 +246,15 @@ def _record(
         "samples_truncated": sum(sample.truncated_tokens > 0 for sample in samples),
         "primary_metric": primary,
         "higher_is_better": _higher_is_better(run, destination, primary, own),
-        "score": None if score is None else {key: getattr(score, key) for key in _SCORE},
+        "score": None
+        if score is None
+        else {
+            "value": score.value,
+            "stderr": score.stderr,
+            "ci_low": score.ci_low,
+            "ci_high": score.ci_high,
+            "n": score.n,
+        },
         "metrics": {name: estimate.value for name, estimate in whole_rows.items()},
         "seconds": {},
         "engine": {

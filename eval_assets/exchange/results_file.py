@@ -1,7 +1,7 @@
 """A results file of lm_eval put together from evaluations: each field as its own code writes it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from eval_assets.exchange.writing import label_of
 from eval_assets.metrics import METRICS
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.keys import ModelKey
-from resources.records import MetricRow
+from resources.records import EvaluationRecord, MetricRow
 
 FORMAT = "0.4.13"
 """The version of lm_eval whose files these are."""
@@ -39,7 +39,7 @@ class ResultsContent:
 
 def add_results(
     made: ResultsContent,
-    record: Mapping[str, Any],
+    record: EvaluationRecord,
     spec: BenchmarkSpec | None,
     rows: Sequence[MetricRow],
     names: Sequence[TaskNames],
@@ -87,7 +87,7 @@ def add_results(
 def _add_task(
     made: ResultsContent,
     task: str,
-    record: Mapping[str, Any],
+    record: EvaluationRecord,
     spec: BenchmarkSpec | None,
     rows: Sequence[MetricRow],
     names: TaskNames | None,
@@ -121,16 +121,16 @@ def _add_task(
     made.configs[task] = _config(task, record, spec, metric_list, made.shots[task])
 
 
-def _higher_is_better(metric: str, record: Mapping[str, Any], spec: BenchmarkSpec | None) -> bool:
+def _higher_is_better(metric: str, record: EvaluationRecord, spec: BenchmarkSpec | None) -> bool:
     known = next((m.metric for m in spec.metrics if m.name == metric), metric) if spec is not None else metric
-    if metric == record["primary_metric"] and record["higher_is_better"] is not None:
-        return bool(record["higher_is_better"])
+    if metric == record["primary_metric"]:
+        return record["higher_is_better"]
     return bool(METRICS[known].higher_is_better) if known in METRICS else True
 
 
 def _config(
     task: str,
-    record: Mapping[str, Any],
+    record: EvaluationRecord,
     spec: BenchmarkSpec | None,
     metrics: list[dict[str, Any]],
     shots: int,
@@ -162,7 +162,7 @@ def _config(
 
 
 def results_file(
-    made: ResultsContent, model: ModelKey, records: Sequence[Mapping[str, Any]]
+    made: ResultsContent, model: ModelKey, records: Sequence[EvaluationRecord]
 ) -> dict[str, Any]:
     """The content of the file of a model version, with what all its evaluations share."""
     engine = records[0]["engine"]
@@ -219,7 +219,7 @@ def results_file(
     }
 
 
-def task_name(record: Mapping[str, Any]) -> str:
+def task_name(record: EvaluationRecord) -> str:
     """The name of a task that the harness has no other one for."""
     tasks = (record.get("imported") or {}).get("tasks")
     return str(tasks[0]) if tasks else str(record["dataset"])

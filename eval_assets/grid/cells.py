@@ -10,6 +10,7 @@ from eval_assets.grid.tracking import TrackedModels, Tracking
 from eval_assets.metrics import ScoringSettings
 from eval_assets.statistics.sequential import Looks
 from resources.engines.settings import EngineSettings, fingerprint_fields
+from resources.records import EvaluationRecord
 from resources.registries import ModelVersion
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
@@ -66,7 +67,9 @@ class Cells:
             looks = self.looks(benchmark)[::-1]
         return [(look, self.cell(version, look)) for look in looks]
 
-    def evaluation(self, version: ModelVersion, dataset: str, baseline: str | None) -> dict[str, Any] | None:
+    def evaluation(
+        self, version: ModelVersion, dataset: str, baseline: str | None
+    ) -> EvaluationRecord | None:
         """The record of the cell's evaluation of today, with as many items as there are; None without one."""
         for _, cell in self.accepted(version, self.benchmark(version.name, dataset), baseline):
             record = self.store.committed(cell)

@@ -17,7 +17,7 @@ from eval_assets.suite.spec import BenchmarkSpec
 from resources.catalog import Catalog
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
-from resources.records import Sample
+from resources.records import EvaluationRecord, Sample
 from resources.registries import ModelVersion
 
 
@@ -26,8 +26,8 @@ class CellComparison:
     """A candidate's cell against the baseline's: records of both evaluations, the comparison, its verdict."""
 
     dataset: str
-    candidate: Mapping[str, Any]
-    baseline: Mapping[str, Any]
+    candidate: EvaluationRecord
+    baseline: EvaluationRecord
     comparison: Comparison
     verdict: Verdict
 
@@ -107,9 +107,9 @@ def compare_current(
 
 def _current(
     catalog: Catalog, models: tuple[str, str]
-) -> tuple[dict[str, dict[str, Mapping[str, Any]]], dict[str, float]]:
+) -> tuple[dict[str, dict[str, EvaluationRecord]], dict[str, float]]:
     """Dataset -> model -> the record of its current evaluation; and what the first was judged with."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    found: dict[str, dict[str, EvaluationRecord]] = {}
     with catalog.connect() as connection:
         for dataset, model, record in connection.execute(
             "SELECT dataset, model, record FROM current_evaluations WHERE model IN (?, ?) ORDER BY 1", models
@@ -126,7 +126,7 @@ def _current(
     return found, dict(judged_with)
 
 
-def _own(record: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
+def _own(record: EvaluationRecord | None, key: str) -> EvaluationRecord:
     if record is None:
         raise UserError(f"{key} was not evaluated on it")
     if record.get("origin"):
@@ -136,8 +136,8 @@ def _own(record: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
 
 def compare_records(
     cells: Cells,
-    candidate: Mapping[str, Any],
-    baseline: Mapping[str, Any],
+    candidate: EvaluationRecord,
+    baseline: EvaluationRecord,
     spec: BenchmarkSpec,
     tolerance: float | None = None,
 ) -> CellComparison:
@@ -169,7 +169,7 @@ def compare_records(
 
 
 def _judged(
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[EvaluationRecord],
     scores: Sequence[Scores],
     bounds: tuple[float, float],
     tolerance: float,
@@ -192,7 +192,7 @@ def _judged(
     return CellComparison(dataset, candidate, baseline, comparison, found)
 
 
-def _evaluation(cells: Cells, key: str, dataset: str, baseline: str | None) -> Mapping[str, Any]:
+def _evaluation(cells: Cells, key: str, dataset: str, baseline: str | None) -> EvaluationRecord:
     record = cells.store.model_version(key)
     if record is None:
         raise UserError(f"model version {key} is not registered yet")

@@ -1,11 +1,12 @@
 """What a run's cells came to, told to the Pushgateway that ``EVAL_PUSHGATEWAY`` names; none by default."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from eval_assets.grid.observing import Observer
 from resources.errors import UserError
 from resources.keys import ModelKey
+from resources.records import EvaluationRecord
 from resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Pushing:
         self._gateway = _gateway(settings, on_warning)
         self._on_warning = on_warning
 
-    def tell(self, record: Mapping[str, Any], look: Observer) -> None:
+    def tell(self, record: EvaluationRecord, look: Observer) -> None:
         """Push what an evaluation's record says, in the place of what it supersedes; never raises."""
         if self._gateway is None:
             return
@@ -47,7 +48,7 @@ def _gateway(settings: Settings, on_warning: Callable[[str], object]) -> "Pushga
     return Pushgateway(settings.pushgateway, settings.store, on_warning)
 
 
-def _others_shown(record: Mapping[str, Any], look: Observer) -> list[str]:
+def _others_shown(record: EvaluationRecord, look: Observer) -> list[str]:
     """The other versions whose scores stay: that in production, and those that were registered later."""
     name, version = record["model_name"], record["model_version"]
     known = [ModelKey.parse(key) for key in look.instance.get_dynamic_partitions("model")]

@@ -1,14 +1,14 @@
 """What evaluations will cost, what they have cost this month, and the budget (``EVAL_BUDGET``)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from resources.errors import UserError
 from resources.keys import ModelKey, path_segment
 from resources.pods.catalogue import CPU, Catalogue
 from resources.pods.sizing import PodSize
+from resources.records import EvaluationRecord
 from resources.registries import ModelVersion
 from resources.results import ResultsStore
 
@@ -113,7 +113,7 @@ def spent_this_month(store: ResultsStore) -> float:
     )
 
 
-def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> Mapping[str, Any] | None:
+def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> EvaluationRecord | None:
     found = [
         record
         for record in store.evaluations_of(f"{name}@*", path_segment(dataset))
@@ -124,8 +124,8 @@ def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> M
     return max(found, key=lambda record: str(record.get("finished_at")), default=None)
 
 
-def _wall_seconds(record: Mapping[str, Any]) -> float:
-    began, ended = (datetime.fromisoformat(record[name]) for name in ("started_at", "finished_at"))
+def _wall_seconds(record: EvaluationRecord) -> float:
+    began, ended = map(datetime.fromisoformat, (record["started_at"], record["finished_at"]))
     return (ended - began).total_seconds()
 
 

@@ -134,7 +134,7 @@ def experience_of(model: str, store: ResultsStore, instance: dg.DagsterInstance 
     found: dict[str, float] = {}
     for record in store.evaluations_of(model):
         on_device = record.get("engine", {}).get("device", "cpu") != "cpu"
-        peak = record.get("peak_device_bytes" if on_device else "peak_memory_bytes")
+        peak = record.get("peak_device_bytes") if on_device else record.get("peak_memory_bytes")
         if on_device and (record.get("accelerator_count") or 1) > 1:
             peak = None  # of the first of several devices: it says little of what all of them need
         computed = (

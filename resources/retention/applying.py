@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from resources.errors import BusyError, UserError
 from resources.lease import Lease
-from resources.records import SAMPLE_SCHEMA
+from resources.records import SAMPLE_SCHEMA, EvaluationRecord
 from resources.results import ResultsStore
 from resources.retention.inventory import (
     LEASE,
@@ -171,16 +171,17 @@ class _Run:
             self._remove_folder(folder)
         if change["kind"] == Kind.TEXTS:
             with suppress(_SkippedError):
-                retention = (self._record(folder) or {}).get("retention") or {}
+                record = self._record(folder)
+                retention = {} if record is None else record.get("retention") or {}
                 done = "content_digest" in retention and retention["audit"] == path.rsplit("/", 1)[1]
         if done:
             return {**change, "outcome": "done"}
         return {**change, "outcome": "not done: it was interrupted", "bytes": 0}
 
-    def _record(self, folder: str) -> dict[str, Any] | None:
+    def _record(self, folder: str) -> EvaluationRecord | None:
         """An evaluation's record, None without one. Raises _SkippedError for one that can't be read."""
         try:
-            return self._store.get_json(f"{folder}/{RECORD}")
+            return self._store.evaluation(folder)
         except UserError as error:
             raise _SkippedError(_one_line(error)) from None
 
@@ -210,7 +211,7 @@ class _Run:
         with self._held(action.folder) if held else nullcontext():
             return self._remove_texts(action, record, about)
 
-    def _remove_texts(self, action: Action, record: Mapping[str, Any], about: Mapping[str, Any]) -> int:
+    def _remove_texts(self, action: Action, record: EvaluationRecord, about: Mapping[str, Any]) -> int:
         store, folder = self._store, action.folder
         retention = record.get("retention") or {}
         if "content_digest" not in retention:
@@ -233,7 +234,7 @@ class _Run:
         self.sweep(folder)
         return int(retention["bytes"])
 
-    def _delete_evaluation(self, action: Action, record: Mapping[str, Any], about: Mapping[str, Any]) -> int:
+    def _delete_evaluation(self, action: Action, record: EvaluationRecord, about: Mapping[str, Any]) -> int:
         told = {name: record.get(name) for name in ("dataset", "model", "fingerprint", "finished_at")}
         with self._held(action.folder):
             self._store.put_json(f"{action.folder}/{DELETED}", {**about, **told})

@@ -7,6 +7,7 @@ from typing import Any
 
 from resources.errors import UserError
 from resources.keys import key_of_segment
+from resources.records import EvaluationRecord
 from resources.results import ResultsStore, asked_fingerprints
 from resources.retention.policy import Inventory, Kind, Leftover, Place, Plan, StoredEvaluation
 from resources.retention.texts import text_bytes
@@ -32,7 +33,7 @@ def take_inventory(
     for folder, files in _folders(store, "evaluations", 3).items():
         dataset, model, evaluation = folder.split("/")[1:]
         try:
-            record = store.get_json(f"{folder}/{RECORD}") if RECORD in files else None
+            record = store.evaluation(folder) if RECORD in files else None
         except UserError:
             unsure.add(dataset)
             continue
@@ -102,7 +103,7 @@ def measured(planned: Plan, store: ResultsStore) -> Plan:
     return replace(planned, actions=tuple(actions))
 
 
-def entered_at(record: Mapping[str, Any]) -> datetime | None:
+def entered_at(record: EvaluationRecord) -> datetime | None:
     """When an evaluation came into the store: a run of years ago may have been imported today."""
     imported = record.get("imported")
     at = imported.get("at") if isinstance(imported, dict) else None
@@ -123,7 +124,7 @@ def _deleted_at(store: ResultsStore, path: str) -> datetime | None:
 
 
 def _evaluation(
-    place: Place, folder: str, files: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any], held: bool
+    place: Place, folder: str, files: Mapping[str, Mapping[str, Any]], record: EvaluationRecord, held: bool
 ) -> StoredEvaluation:
     retention = record.get("retention")
     finished = _moment(record.get("finished_at")) or changed_at(files)

@@ -9,12 +9,13 @@ import json
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from prometheus_client import delete_from_gateway, push_to_gateway
 
 from resources.errors import UserError
 from resources.keys import ModelKey
+from resources.records import EvaluationRecord
 from resources.telemetry.families import Readings, hash_of
 
 JOB = "llm_evaluation"
@@ -34,7 +35,7 @@ class Pushgateway:
         self._on_warning = on_warning
         self._is_away = False
 
-    def push(self, record: Mapping[str, Any], keep: Sequence[str]) -> None:
+    def push(self, record: EvaluationRecord, keep: Sequence[str]) -> None:
         """Push what the record of an evaluation says; never raises.
 
         `keep` are the versions of the model that are to stay, this one apart: the one in production, and
@@ -104,10 +105,10 @@ def superseded(groups: Sequence[Group], mine: Group, keep: Sequence[str]) -> lis
     ]
 
 
-def _readings(record: Mapping[str, Any]) -> Readings:
+def _readings(record: EvaluationRecord) -> Readings:
     """What the exporter says of the cell, as far as one evaluation tells; the group's labels included."""
     cell = (record["model_name"], record["model_version"], record["dataset"])
-    began, ended = (datetime.fromisoformat(record[name]) for name in ("started_at", "finished_at"))
+    began, ended = map(datetime.fromisoformat, (record["started_at"], record["finished_at"]))
     readings = Readings()
     for metric, value in record["metrics"].items():
         readings.add("llm_evaluation_score", value, *cell, metric)
@@ -116,8 +117,8 @@ def _readings(record: Mapping[str, Any]) -> Readings:
         readings.add("llm_evaluation_phase_seconds", seconds, *cell, phase)
     readings.add("llm_evaluation_samples", record["samples"], *cell)
     readings.add("llm_evaluation_samples_with_error", record["samples_with_error"], *cell)
-    for direction in ("prompt", "output"):
-        readings.add("llm_evaluation_tokens", record[f"{direction}_tokens"], *cell, direction)
+    readings.add("llm_evaluation_tokens", record["prompt_tokens"], *cell, "prompt")
+    readings.add("llm_evaluation_tokens", record["output_tokens"], *cell, "output")
     readings.add("llm_evaluation_accelerator_seconds", record.get("accelerator_seconds"), *cell)
     readings.add("llm_evaluation_cost", record.get("cost"), *cell)
     if record["status"] == "valid":

@@ -24,6 +24,7 @@ from eval_assets.leaderboard import leaderboard_rows
 from resources.catalog import Catalog
 from resources.keys import ModelKey
 from resources.pods.tags import TASKS_TAG
+from resources.records import EvaluationRecord
 from resources.results import ResultsStore
 from resources.settings import Settings
 from tests.conftest import ROOT
@@ -213,7 +214,7 @@ def test_a_staged_evaluation_stops_when_decided_and_is_completed_when_it_becomes
     done = automation.until_at_rest()
     assert automation.aliases() == {"champion": "2"}
     store = automation.project.runs().store
-    records: dict[str, list[dict[str, Any]]] = {}
+    records: dict[str, list[EvaluationRecord]] = {}
     for _, record in store.records():
         if record["dataset"] == "sentences":
             records.setdefault(record["model"], []).append(record)

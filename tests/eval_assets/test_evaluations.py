@@ -107,6 +107,7 @@ def test_a_cell_carries_what_the_ui_plots_and_shows(project: Project, instance: 
     evaluate(runs, ["tiny@1"])
     metadata = events(instance, "capitals|tiny@1")[0].metadata
     record = next(r for _, r in runs.store.records() if r["dataset"] == "capitals")
+    assert record["score"] is not None
     assert metadata["score"].value == record["score"]["value"]
     assert metadata["metric/acc_norm"].value == record["metrics"]["acc_norm"]
     assert metadata["items"].value == "12 of 12"

@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from eval_assets.evaluating.evaluator import Benchmark, score_of
-from eval_assets.gates import check_cell
+from eval_assets.gates import check_cell, reproduced
 from eval_assets.partitions import SUITE
 from eval_assets.suite import normalize
 from resources.datasets import read_rows
-from resources.records import Estimate, Output, Sample
+from resources.records import Estimate, EvaluationRecord, Output, Sample
+from tests.resources.test_results import evaluation_record
 
 ITEMS = normalize(SUITE["capitals"], read_rows).items
 BENCHMARK = Benchmark(SUITE["capitals"], "f", ITEMS, len(ITEMS))
@@ -23,12 +23,12 @@ SAMPLES = [
 ]
 
 
-def record(value: float | None = 0.5, **metrics: float | None) -> dict[str, Any]:
+def record(value: float | None = 0.5, **metrics: float | None) -> EvaluationRecord:
     score = None if value is None else {"value": value, "ci_low": 0.0, "ci_high": 1.0, "stderr": 0.1, "n": 12}
-    return {"score": score, "metrics": {"acc": value, **metrics}}
+    return evaluation_record(score=score, metrics={"acc": value, **metrics})
 
 
-def failed(samples: list[Sample], values: dict[str, Any]) -> list[str]:
+def failed(samples: list[Sample], values: EvaluationRecord) -> list[str]:
     return [outcome.name for outcome in check_cell(BENCHMARK, values, samples) if not outcome.passed]
 
 
@@ -53,7 +53,7 @@ def test_a_good_cell_passes_every_check() -> None:
     ],
 )
 def test_each_fault_fails_its_own_check(
-    samples: list[Sample], values: dict[str, Any], expected: list[str]
+    samples: list[Sample], values: EvaluationRecord, expected: list[str]
 ) -> None:
     assert failed(samples, values) == expected
 
@@ -69,6 +69,25 @@ def test_every_output_of_an_item_counts_as_empty_or_not() -> None:
 def test_only_what_makes_numbers_wrong_is_an_error() -> None:
     warnings = {outcome.name for outcome in check_cell(BENCHMARK, record(), SAMPLES) if outcome.warning_only}
     assert warnings == {"truncated_inputs", "empty_outputs", "above_chance"}
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "same"),
+    [
+        (9.0, 9.0001, True),
+        (9.0, 9.1, False),
+        (None, None, True),
+        (9.0, None, False),
+        (None, 9.0, False),
+    ],
+)
+def test_an_evaluation_after_one_in_stages_is_reproduced_but_for_rounding(
+    now: float | None, before: float | None, same: bool
+) -> None:
+    """A perplexity that overflowed has no value: one that is there now is another result, and no crash."""
+    found = evaluation_record(metrics={"perplexity": now})
+    staged = evaluation_record(metrics={"perplexity": before}, samples_taken_over=3)
+    assert reproduced(found, staged).passed is same
 
 
 def test_a_score_without_a_finite_value_is_none_and_an_open_interval_is_left_out() -> None:

@@ -17,7 +17,7 @@ from resources.errors import TransientError, UserError
 from resources.lease import Lease
 from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
-from tests.resources.test_results import CELL, METRICS, sample
+from tests.resources.test_results import CELL, METRICS, findings, sample
 from tests.s3_proxy import Weather
 from tests.waiting import until
 
@@ -27,7 +27,7 @@ time.time = lambda shift={shift}, now=time.time: now() + shift
 from resources import lease, s3
 lease.BEAT_SECONDS = 0.1
 from resources.results import *
-from tests.resources.test_results import CELL, METRICS, sample
+from tests.resources.test_results import CELL, METRICS, findings, sample
 from resources.errors import TransientError, UserError
 try:
     with ResultsStore({root!r}).writer(CELL, owner="run of a process") as writer:
@@ -37,7 +37,7 @@ try:
             if command == "append\\n":
                 writer.append([sample(1)])
             else:
-                writer.commit([sample(0)], METRICS, {{}})
+                writer.commit([sample(0)], METRICS, findings())
             print("done", flush=True)
 except UserError as error:
     print(error, flush=True)
@@ -134,7 +134,7 @@ def test_a_stopped_owner_that_wakes_up_writes_nothing_more(
         assert first.process.wait(10) == 0
         assert sorted(Path(writer.path, "progress").iterdir()) == before
         assert store.committed(CELL) is None
-        record = writer.commit([sample(0), sample(1)], METRICS, {})
+        record = writer.commit([sample(0), sample(1)], METRICS, findings())
     assert store.committed(CELL) == record
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from resources.errors import UserError
 from resources.keys import key_of_segment, path_segment
-from resources.records import SAMPLE_SCHEMA, Estimate, MetricRow, Sample
+from resources.records import SAMPLE_SCHEMA, Estimate, EvaluationRecord, Findings, MetricRow, Sample
 from resources.registries.folder import FolderRegistry
 from resources.results import AlreadyCommittedError, Cell, ResultsStore
 from resources.writer import COMMITTED, content_digest
@@ -24,6 +24,26 @@ METRICS = [
     MetricRow("acc", None, Estimate(0.5, 0.1, 0.3, 0.7, 2)),
     MetricRow("acc", "g", Estimate(1, None, None, None, 1)),
 ]
+
+
+def findings(**values: Any) -> Findings:
+    """What an evaluation says of itself, with these values in the place of made-up ones."""
+    whole: Findings = {
+        "model_name": "m", "model_version": "1", "model_digest": "d", "model_parameters": 5,
+        "benchmark_version": "1", "benchmark_fingerprint": "b", "task": "generation", "run_id": "",
+        "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:00:00+00:00",
+        "status": "valid", "items_available": 1, "samples": 1, "samples_resumed": 0, "samples_with_error": 0,
+        "samples_truncated": 0, "primary_metric": "f1", "higher_is_better": True, "score": None,
+        "metrics": {}, "seconds": {}, "engine": {}, "scoring_version": None, "packages": {}, "python": None,
+        "git_revision": None,
+    }  # fmt: skip
+    return cast(Findings, {**whole, **values})
+
+
+def evaluation_record(**values: Any) -> EvaluationRecord:
+    """The record of an evaluation, with these values in the place of made-up ones."""
+    identity = {"evaluation_id": "f-1", "dataset": "squad", "model": "m@1", "fingerprint": "f"}
+    return cast(EvaluationRecord, {**identity, "content_digest": "c", **findings(**values)})
 
 
 def sample(index: int, **values: Any) -> Sample:
@@ -54,7 +74,7 @@ def test_an_evaluation_exists_only_once_its_record_is_written(store: ResultsStor
         writer.append([sample(0)])
         assert list(store.records()) == []
         assert store.committed(CELL) is None
-        record = writer.commit([sample(1), sample(0)], METRICS, {"status": "valid"})
+        record = writer.commit([sample(1), sample(0)], METRICS, findings())
         folder = Path(writer.path)
     assert [found for _, found in store.records()] == [record]
     assert store.committed(CELL) == record
@@ -66,7 +86,7 @@ def test_an_evaluation_exists_only_once_its_record_is_written(store: ResultsStor
 
 def test_samples_and_metrics_carry_their_evaluation(store: ResultsStore) -> None:
     with store.writer(CELL) as writer:
-        writer.commit([sample(0)], METRICS, {})
+        writer.commit([sample(0)], METRICS, findings())
         for name in ("samples", "metrics"):
             row = pq.read_table(f"{writer.path}/{name}.parquet").to_pylist()[0]
             assert (row["evaluation_id"], row["dataset"], row["model"]) == (
@@ -117,15 +137,15 @@ def test_a_damaged_progress_part_is_put_aside_and_named(store: ResultsStore, dam
 
 def test_a_committed_evaluation_is_not_written_again_unless_forced(store: ResultsStore) -> None:
     with store.writer(CELL) as writer:
-        writer.commit([sample(0)], METRICS, {"n": 1})
+        writer.commit([sample(0)], METRICS, findings(samples=1))
     with pytest.raises(AlreadyCommittedError), store.writer(CELL):
         pass
     with store.writer(CELL, force=True) as writer:
         assert writer.evaluation_id.endswith("-2")
-        writer.commit([sample(0)], METRICS, {"n": 2})
+        writer.commit([sample(0)], METRICS, findings(samples=2))
     committed = store.committed(CELL)
     assert committed is not None
-    assert committed["n"] == 2
+    assert committed["samples"] == 2
     assert len(list(store.records())) == 2
 
 
@@ -171,14 +191,14 @@ def test_the_digest_can_be_computed_from_the_files_of_an_evaluation(store: Resul
     """Whoever gets only the Parquet files can tell whether they are what the record speaks of."""
     scored = [sample(1, scores={"acc": 1}, loglikelihoods=[-1, -2.5]), sample(0, error="no")]
     with store.writer(CELL) as writer:
-        record = writer.commit(scored, METRICS, {})
+        record = writer.commit(scored, METRICS, findings())
         tables = [pq.read_table(f"{writer.path}/{name}.parquet") for name in ("samples", "metrics")]
     assert content_digest(*tables) == record["content_digest"]
     with store.writer(CELL, force=True) as writer:
-        again = writer.commit([Sample.from_row(row) for row in tables[0].to_pylist()], METRICS, {})
+        again = writer.commit([Sample.from_row(row) for row in tables[0].to_pylist()], METRICS, findings())
     assert again["content_digest"] == record["content_digest"]
     with store.writer(CELL, force=True) as writer:
-        other = writer.commit([scored[0], sample(0, error="another")], METRICS, {})
+        other = writer.commit([scored[0], sample(0, error="another")], METRICS, findings())
     assert other["content_digest"] != record["content_digest"]
 
 
@@ -186,7 +206,7 @@ def test_a_committed_evaluation_is_three_files_wherever_its_writer_was_killed(st
     """What a killed process leaves would fill the disk, evaluation by evaluation."""
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
-        record = writer.commit([sample(0)], METRICS, {})
+        record = writer.commit([sample(0)], METRICS, findings())
         folder = Path(writer.path)
     (folder / "progress").mkdir()
     for name in ("progress/part-000001-0.parquet", ".samples.parquet.0.tmp", "lease.json", "runs.json"):
@@ -206,7 +226,7 @@ def test_runs_that_ended_before_the_commit_are_counted_and_say_why(store: Result
     assert runs[0]["ended"]["samples"] == 7
     with store.writer(CELL) as writer:
         assert writer.interruptions == 2
-        writer.commit([sample(0)], METRICS, {})
+        writer.commit([sample(0)], METRICS, findings())
         writer.end("too late: it is committed", 1)
         assert not Path(writer.path, "runs.json").exists()
 
@@ -216,7 +236,7 @@ def test_an_object_store_keeps_the_same_promises(bucket: str) -> None:
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
         assert [s.index for s in writer.finished()[0]] == [0]
-        record = writer.commit([sample(0)], METRICS, {})
+        record = writer.commit([sample(0)], METRICS, findings())
     assert store.committed(CELL) == record
     assert [s.index for s in store.samples(record)] == [0]
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_assets.statistics import Floats
+from resources.records import EvaluationRecord
 from resources.results import ResultsStore
 
 AGREEMENT = Path(__file__).with_name("agreement.json")
@@ -86,7 +87,7 @@ def of_store(root: str) -> Iterator[Agreement]:
     """
     store = ResultsStore(root)
     seen: set[Agreement] = set()
-    latest: dict[tuple[str, str, str], dict[str, Any]] = {}
+    latest: dict[tuple[str, str, str], EvaluationRecord] = {}
     for _, record in store.records():
         bounds = record["score"] is not None and record["higher_is_better"] is not None
         if bounds and record["task"] != "perplexity":

@@ -12,6 +12,7 @@ from eval_assets.statistics.sequential import Looks
 from eval_assets.statistics.verdicts import ERROR, holm
 from resources.records import Sample
 from resources.results import Cell, ResultsStore
+from tests.resources.test_results import findings
 from tests.simulation.__main__ import fitting_tolerance
 from tests.simulation.pairs import Agreement, committed, of_store
 from tests.simulation.trials import Sampled, rates
@@ -56,14 +57,9 @@ def test_agreement_is_measured_beside_the_difference_itself(tmp_path: Path) -> N
                 Sample(f"id{index}", index, None, None, "", scores={"acc": value})
                 for index, value in enumerate(values)
             ]
-            record = {
-                "model_name": "m",
-                "model_version": version,
-                "task": "multiple_choice",
-                "primary_metric": "acc",
-                "higher_is_better": True,
-                "score": {"value": 0.5},
-            }
+            record = findings(
+                model_version=version, task="multiple_choice", primary_metric="acc", score={"value": 0.5}
+            )
             writer.commit(samples, [], record)
     # 20 losses and 10 wins: 10 of the losses are the difference. @2 is a copy of @1 and so tells nothing new.
     assert list(of_store(str(tmp_path))) == [Agreement("capitals, @1 and @3", 0.2, (1.0,))]

@@ -15,11 +15,12 @@ from eval_assets.evaluating.evaluator import cell_for
 from resources import lease, s3
 from resources.catalog import Catalog
 from resources.errors import TransientError
+from resources.records import EvaluationRecord
 from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
 from tests.eval_assets.evaluating.test_evaluator import MODEL, SCORING, benchmark, run
 from tests.eval_assets.fake_engine import FakeEngine
-from tests.resources.test_results import CELL, METRICS, sample
+from tests.resources.test_results import CELL, METRICS, findings, sample
 from tests.s3_proxy import Weather
 from tests.waiting import until
 
@@ -96,11 +97,11 @@ def test_half_a_minute_without_the_store_costs_no_evaluation_no_commit_and_no_re
 
     engine.before_batch = before_batch
 
-    def commit() -> dict[str, Any]:
+    def commit() -> EvaluationRecord:
         with store.writer(CELL) as writer:
             begun.wait(60)
             assert weather.down.wait(60)
-            return writer.commit([sample(0)], METRICS, {"samples": 1})
+            return writer.commit([sample(0)], METRICS, findings())
 
     def refresh() -> int:
         assert weather.down.wait(60)

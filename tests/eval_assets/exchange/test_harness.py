@@ -21,10 +21,11 @@ from eval_assets.suite import BenchmarkSpec, load_suite, normalize
 from resources.catalog import Catalog
 from resources.datasets import read_rows
 from resources.errors import UserError
-from resources.records import Estimate, MetricRow, Output, Sample
+from resources.records import Estimate, EvaluationRecord, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
+from tests.resources.test_results import findings
 
 HARNESS = Path(__file__).parent / "harness"
 SUITE = load_suite([ROOT / "tests" / "benchmarks"])
@@ -36,7 +37,7 @@ def imported(store: ResultsStore, *paths: Path, **options: Any) -> Imported:
     return import_harness(list(paths), store, SUITE, **options)
 
 
-def records(store: ResultsStore) -> dict[str, dict[str, Any]]:
+def records(store: ResultsStore) -> dict[str, EvaluationRecord]:
     return {record["dataset"]: record for _, record in store.records()}
 
 
@@ -68,8 +69,10 @@ def test_a_real_run_becomes_evaluations_of_our_benchmarks(store: ResultsStore) -
         "truthful_qa", "truthful_qa_gen", "wikitext",
     ]  # fmt: skip
     theirs = results(ONE_RUN)["results"]
-    assert found["hellaswag"]["score"]["value"] == theirs["hellaswag"]["acc_norm,none"]
-    assert found["hellaswag"]["score"]["stderr"] == theirs["hellaswag"]["acc_norm_stderr,none"]
+    score = found["hellaswag"]["score"]
+    assert score is not None
+    assert score["value"] == theirs["hellaswag"]["acc_norm,none"]
+    assert score["stderr"] == theirs["hellaswag"]["acc_norm_stderr,none"]
     assert found["squad_v2"]["metrics"]["squad_f1"] == theirs["squadv2"]["f1,none"] / 100
     assert found["truthful_qa"]["metrics"] == {
         "mc1": theirs["truthfulqa_mc1"]["acc,none"],
@@ -628,15 +631,12 @@ def test_our_own_evaluation_comes_back_from_its_export_to_the_last_bit(
         for metric in spec.metrics
         for group in sorted(counts, key=str)
     ]
-    record = {
-        "model_name": "org/m", "model_version": "1", "model_digest": "d", "model_parameters": 5,
-        "benchmark_version": "1", "benchmark_fingerprint": "b", "task": spec.task, "status": "valid",
-        "primary_metric": spec.primary_metric, "higher_is_better": spec.key not in ("wikitext",),
-        "samples": len(samples), "items_available": 100, "started_at": "2026-01-01T00:00:00+00:00",
-        "finished_at": "2026-01-01T00:00:10+00:00", "engine": {"device": "cpu", "dtype": "float32"},
-        "seconds": {}, "score": {"value": 0.1 + 0.2, "stderr": 1 / 3, "ci_low": 0.25, "ci_high": 0.5, "n": 1},
-        "metrics": {}, "packages": {}, "git_revision": None,
-    }  # fmt: skip
+    record = findings(
+        model_name="org/m", task=spec.task, primary_metric=spec.primary_metric,
+        higher_is_better=spec.key not in ("wikitext",), samples=len(samples), items_available=100,
+        finished_at="2026-01-01T00:00:10+00:00", engine={"device": "cpu", "dtype": "float32"},
+        score={"value": 0.1 + 0.2, "stderr": 1 / 3, "ci_low": 0.25, "ci_high": 0.5, "n": 1},
+    )  # fmt: skip
     with store.writer(Cell(spec.key, "org/m@1", "1" * 64)) as writer:
         before = writer.commit(samples, rows, record)
     export_harness(store, SUITE, folder / "files")
@@ -655,8 +655,9 @@ def test_our_own_evaluation_comes_back_from_its_export_to_the_last_bit(
         "task",
     ):
         assert after[name] == before[name], name
-    for name in ("value", "stderr", "ci_low", "ci_high"):
-        assert after["score"][name] == before["score"][name]
+    assert before["score"] is not None
+    assert after["score"] is not None
+    assert {**after["score"], "n": 1} == {**before["score"], "n": 1}
 
 
 @pytest.mark.parametrize("task", ["../../../../escaped/x", "a/b", "/tmp/x"])

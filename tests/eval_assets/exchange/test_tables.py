@@ -22,6 +22,7 @@ from resources.errors import UserError
 from resources.records import Estimate, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
 from tests.conftest import ROOT
+from tests.resources.test_results import findings
 
 HOSTILE = 'a "quoted", text;\nwith lines\r\n\t=cmd()|<script>\u202e\x07 NaN Infinity 😀'
 
@@ -37,13 +38,11 @@ def catalog(store: ResultsStore) -> Catalog:
             )
             for i in range(4)
         ]  # fmt: skip
-        record = {
-            "model_name": model[:-2], "model_version": model[-1], "model_digest": "d",
-            "benchmark_fingerprint": "b", "status": "valid", "primary_metric": "f1", "higher_is_better": True,
-            "samples": 4, "items_available": 4, "started_at": f"2026-01-0{day}T00:00:00+00:00",
-            "finished_at": f"2026-01-0{day}T12:00:00+00:00", "engine": {}, "seconds": {},
-            "score": {"value": 0.5, "stderr": 0.1, "ci_low": 0.3, "ci_high": 0.7},
-        }  # fmt: skip
+        record = findings(
+            model_name=model[:-2], model_version=model[-1], samples=4, items_available=4,
+            started_at=f"2026-01-0{day}T00:00:00+00:00", finished_at=f"2026-01-0{day}T12:00:00+00:00",
+            score={"value": 0.5, "stderr": 0.1, "ci_low": 0.3, "ci_high": 0.7},
+        )  # fmt: skip
         with store.writer(Cell(dataset, model, f"{day}" * 64)) as writer:
             rows = [MetricRow(name, None, Estimate(0.1 + 0.2, None, None, None, 4)) for name in ("f1", "odd")]
             writer.commit(samples, rows, record)

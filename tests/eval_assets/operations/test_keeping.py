@@ -22,18 +22,21 @@ from resources.retention.policy import Kind
 from resources.retention.texts import without_texts
 from resources.settings import Settings
 from tests.eval_assets.conftest import Project
+from tests.resources.test_results import findings
 
 POLICY = RetentionPolicy(versions=1, texts_days=10, delete_days=20)
 
 
 def evaluated(store: ResultsStore, model: str, days: int) -> None:
     finished = (datetime.now(UTC) - timedelta(days=days)).isoformat()
-    record = {
-        "model_name": model.partition("@")[0], "model_version": model.partition("@")[2], "status": "valid",
-        "benchmark_fingerprint": "b", "primary_metric": "acc", "higher_is_better": True, "samples": 1,
-        "items_available": 1, "started_at": finished, "finished_at": finished, "engine": {}, "seconds": {},
-        "task": "generation", "score": None,
-    }  # fmt: skip
+    name, _, version = model.partition("@")
+    record = findings(
+        model_name=name,
+        model_version=version,
+        primary_metric="acc",
+        started_at=finished,
+        finished_at=finished,
+    )
     with store.writer(Cell("capitals", model, (model.encode().hex() * 64)[:64])) as writer:
         samples = [Sample("id", 0, None, None, "prompt", output="x", scores={"acc": 1.0})]
         writer.commit(samples, [MetricRow("acc", None, Estimate(1.0, None, None, None, 1))], record)

@@ -9,8 +9,9 @@ from typing import Any
 from eval_assets.statistics import mean_estimate
 from eval_assets.statistics.verdicts import Scores, compare, verdict
 from resources.catalog import Catalog
-from resources.records import MetricRow, Output, Sample
+from resources.records import EvaluationRecord, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
+from tests.resources.test_results import findings
 
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -62,7 +63,7 @@ def commit(
     fingerprint: str = "",
     day: int = 0,
     **record: Any,
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     """Commit an evaluation of these samples, with the metrics that they have; returns its record."""
     name, _, version = model.rpartition("@")
     names = sorted({metric for sample in samples for metric in sample.scores})
@@ -83,7 +84,7 @@ def commit(
     score = next(row.estimate for row in metrics if row.metric == primary and row.group is None)
     finished = START + timedelta(days=day)
     errors = sum(sample.error is not None for sample in samples)
-    whole = {
+    whole: dict[str, Any] = {
         "model_name": name,
         "model_version": version,
         "model_digest": f"digest of {model}",
@@ -117,11 +118,11 @@ def commit(
     }  # fmt: skip
     cell = Cell(dataset, model, fingerprint or hashlib.sha256(f"{dataset} {model}".encode()).hexdigest())
     with store.writer(cell) as writer:
-        return writer.commit(samples, metrics, whole)
+        return writer.commit(samples, metrics, findings(**whole))
 
 
 def compared(
-    store: ResultsStore, baseline: dict[str, Any], candidate: dict[str, Any], tolerance: float = 0.02
+    store: ResultsStore, baseline: EvaluationRecord, candidate: EvaluationRecord, tolerance: float = 0.02
 ) -> dict[str, Any]:
     """Record how two committed evaluations of a benchmark compare, as the asset `promotion` does."""
     metric = candidate["primary_metric"]

@@ -19,6 +19,7 @@ from eval_assets.report import building as building_module
 from eval_assets.report.building import Limits, Report, build_report
 from resources.catalog import Catalog
 from resources.errors import TransientError, UserError
+from resources.records import EvaluationRecord
 from resources.results import ResultsStore
 from resources.retention.texts import without_texts
 from resources.storage import parquet
@@ -170,7 +171,7 @@ def test_every_chart_has_its_numbers_in_a_table(usual: ResultsStore) -> None:
         assert text.count('the table below has the same" data-chart') == charts > 1
 
 
-def third(store: ResultsStore) -> dict[str, Any]:
+def third(store: ResultsStore) -> EvaluationRecord:
     """tiny@3 on capitals, which nobody has judged."""
     flipped = [choice_sample(i, i % 4 == 0) for i in range(60)]
     record = commit(store, "capitals", "tiny@3", flipped, day=9)

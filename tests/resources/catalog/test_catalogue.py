@@ -11,6 +11,7 @@ from resources.catalog import Catalog, Refresh
 from resources.errors import UserError
 from resources.records import Estimate, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
+from tests.resources.test_results import findings
 
 
 def commit(
@@ -36,25 +37,15 @@ def commit(
     ]
     name, version = model.split("@")
     value = float(np.mean(scores))
-    record = {
-        "model_name": name, "model_version": version, "model_digest": digest,
-        "benchmark_fingerprint": benchmark,
-        "status": "valid", "primary_metric": "f1", "higher_is_better": higher_is_better,
-        "samples": len(scores), "items_available": available, "started_at": finished, "finished_at": finished,
-        "engine": {"device": "cpu", "threads": 2}, "seconds": {"load": 1.0},
-        "score": {"value": value, "stderr": 0.1, "ci_low": 0.0, "ci_high": 1.0},
-    }  # fmt: skip
+    record = findings(
+        model_name=name, model_version=version, model_digest=digest, benchmark_fingerprint=benchmark,
+        higher_is_better=higher_is_better, samples=len(scores), items_available=available,
+        started_at=finished, finished_at=finished, engine={"device": "cpu", "threads": 2},
+        seconds={"load": 1.0}, score={"value": value, "stderr": 0.1, "ci_low": 0.0, "ci_high": 1.0},
+    )  # fmt: skip
     with store.writer(cell) as writer:
         writer.commit(samples, [MetricRow("f1", None, Estimate(value, 0.1, 0, 1, len(scores)))], record)
         return writer.evaluation_id
-
-
-RECORD: dict[str, Any] = {
-    "model_name": "m", "model_version": "1", "model_digest": "d", "benchmark_fingerprint": "b",
-    "status": "valid", "primary_metric": "f1", "higher_is_better": True, "samples": 1, "items_available": 1,
-    "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:00:00+00:00",
-    "engine": {}, "seconds": {}, "score": None,
-}  # fmt: skip
 
 
 def query(catalog: Catalog, text: str) -> list[tuple[Any, ...]]:
@@ -90,7 +81,7 @@ def test_two_versions_with_the_same_files_are_both_in_the_catalogue(store: Resul
     for model in ("m@1", "m@copy"):
         with store.writer(Cell("squad", model, "1" * 64)) as writer:
             samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
-            record = {**RECORD, "model_version": model[2:]}
+            record = findings(model_version=model[2:])
             writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
     catalog = Catalog(store)
     assert catalog.refresh().total == 2
@@ -128,8 +119,9 @@ def test_an_imported_evaluation_is_marked_and_never_hides_one_of_our_own(store: 
         with store.writer(Cell("squad", model, "2" * 64)) as writer:
             samples = [Sample(f"x{i}", i, None, None, "p", scores={"f1": 1.0}) for i in range(9)]
             estimate = Estimate(1.0, None, None, None, 9)
-            record = {**RECORD, "model_digest": None, "samples": 9, "origin": "lm_eval"}
-            record["finished_at"] = "2026-05-01T00:00:00+00:00"
+            record = findings(
+                model_digest=None, samples=9, origin="lm_eval", finished_at="2026-05-01T00:00:00+00:00"
+            )
             writer.commit(samples, [MetricRow("f1", None, estimate)], record)
             imported = writer.evaluation_id
     catalog = Catalog(store)
@@ -144,7 +136,7 @@ def test_every_output_of_an_item_and_the_sampling_share_can_be_asked_for(store: 
     samples = [Sample("id0", 0, None, None, "p", output="four", outputs=outputs, scores={"f1": 0.5})]
     with store.writer(Cell("squad", "m@1", "1" * 64)) as writer:
         estimate = Estimate(0.5, 0.1, 0.0, 1.0, 1, sampling_share=0.25)
-        writer.commit(samples, [MetricRow("f1", None, estimate)], RECORD)
+        writer.commit(samples, [MetricRow("f1", None, estimate)], findings())
     catalog = Catalog(store)
     catalog.refresh()
     found = query(catalog, "SELECT o.text, o.tokens, o.scores['f1'] FROM samples, unnest(outputs) AS u(o)")
@@ -300,7 +292,7 @@ def test_of_attempts_at_one_fingerprint_the_last_one_counts_whatever_the_clocks_
     for year in (2030, 2026, 2028):
         with store.writer(Cell("squad", "m@1", "1" * 64), force=True) as writer:
             samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
-            record = {**RECORD, "finished_at": f"{year}-01-01T00:00:00+00:00"}
+            record = findings(finished_at=f"{year}-01-01T00:00:00+00:00")
             writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
             attempts[year] = writer.evaluation_id
     catalog = Catalog(store)
@@ -312,7 +304,7 @@ def test_of_attempts_at_one_fingerprint_the_last_one_counts_whatever_the_clocks_
     assert committed["evaluation_id"] == attempts[2028], "the leaderboard shows what is reused"
     for _ in range(4, 11):  # the tenth is after the ninth
         with store.writer(Cell("squad", "m@1", "1" * 64), force=True) as writer:
-            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], RECORD)
+            writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], findings())
     catalog.refresh()
     assert query(catalog, asked) == [(f"{'1' * 16}-10",)]
     other = commit(store, "m@1", [1.0], finished="2027-01-01T00:00:00+00:00")  # another fingerprint

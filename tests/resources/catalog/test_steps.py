@@ -4,7 +4,6 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ from resources.catalog import CATALOG, Catalog, Refresh
 from resources.records import Estimate, MetricRow, Sample
 from resources.results import Cell, ResultsStore
 from tests.resources.catalog.relations import relations, stored_rows
+from tests.resources.test_results import findings
 
 MODELS = st.sampled_from(["m@1", "m@2", "org/other@1"])
 DATASETS = st.sampled_from(["squad", "quiz"])
@@ -67,12 +67,12 @@ class Store(RuleBasedStateMachine):
             for i, score in enumerate(scores)
         ]
         self.clock += 1
-        record: dict[str, Any] = {
-            "model_name": model.split("@")[0], "model_version": "1", "model_digest": digest,
-            "benchmark_fingerprint": "b", "status": "valid", "primary_metric": "f1", "samples": len(scores),
-            "finished_at": f"2026-01-01T00:{self.clock:02d}:00+00:00", "engine": {}, "seconds": {},
-            "score": None,
-        }  # fmt: skip
+        record = findings(
+            model_name=model.split("@")[0],
+            model_digest=digest,
+            samples=len(scores),
+            finished_at=f"2026-01-01T00:{self.clock:02d}:00+00:00",
+        )
         with self.store.writer(Cell(dataset, model, digest * 64), force=True) as writer:
             estimate = Estimate(sum(scores), None, None, None, len(scores))
             writer.commit(samples, [MetricRow("f1", None, estimate)], record)

@@ -19,11 +19,12 @@ import pytest
 from resources.catalog import Catalog
 from resources.errors import BusyError, UserError
 from resources.lease import Lease
-from resources.records import Estimate, MetricRow, Output, Sample
+from resources.records import Estimate, EvaluationRecord, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore, chat_fingerprint
 from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_inventory
 from resources.retention.applying import AUDIT, audit_lines, last_audits
 from resources.storage import Storage
+from tests.resources.test_results import findings
 
 NOW = datetime(2026, 6, 15, tzinfo=UTC)
 POLICY = RetentionPolicy(versions=1, texts_days=30, delete_days=100, leftovers_days=30)
@@ -39,7 +40,7 @@ def evaluated(
     reference: str = TEXT,
     finished: int = -1,
     **more: Any,
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     """Commit an evaluation that finished so many days before NOW; `finished` makes it the same one anew."""
     outputs = [Output(f"{TEXT}", "stop", 3, {"f1": 1.0}), Output(f"{TEXT}!", "length", 4, {"f1": 0.0})]
     samples = [
@@ -53,15 +54,15 @@ def evaluated(
     ]  # fmt: skip
     ended = (NOW - timedelta(days=days if finished < 0 else finished)).isoformat()
     name, _, version = model.partition("@")
-    record = {
-        "model_name": name, "model_version": version, "model_digest": "d", "benchmark_fingerprint": "now",
-        "status": "valid", "primary_metric": "f1", "higher_is_better": True, "samples": 3,
-        "items_available": 3, "started_at": ended, "finished_at": ended, "engine": {}, "seconds": {},
-        "task": task, "score": {"value": 0.5, "stderr": 0.1, "ci_low": 0.3, "ci_high": 0.7}, **more,
+    record: dict[str, Any] = {
+        "model_name": name, "model_version": version, "benchmark_fingerprint": "now", "samples": 3,
+        "items_available": 3, "started_at": ended, "finished_at": ended, "task": task,
+        "score": {"value": 0.5, "stderr": 0.1, "ci_low": 0.3, "ci_high": 0.7}, **more,
     }  # fmt: skip
     fingerprint = hashlib.sha256(f"{model}{days}{more}".encode()).hexdigest()
     with store.writer(Cell("squad", model, fingerprint)) as writer:
-        return writer.commit(samples, [MetricRow("f1", None, Estimate(0.5, 0.1, 0.3, 0.7, 3))], record)
+        rows = [MetricRow("f1", None, Estimate(0.5, 0.1, 0.3, 0.7, 3))]
+        return writer.commit(samples, rows, findings(**record))
 
 
 def aged(store: ResultsStore, folder: str, days: int) -> None:
@@ -71,7 +72,7 @@ def aged(store: ResultsStore, folder: str, days: int) -> None:
         os.utime(path, (moment, moment))
 
 
-def filled(store: ResultsStore) -> dict[str, dict[str, Any]]:
+def filled(store: ResultsStore) -> dict[str, EvaluationRecord]:
     """A store with one of each: new, old, very old, champion, referenced, abandoned, former items."""
     made = {
         "new": evaluated(store, "m@9", 1),
@@ -111,7 +112,7 @@ def applied(store: ResultsStore, policy: RetentionPolicy = POLICY, **options: An
     )
 
 
-def folder_of(store: ResultsStore, record: dict[str, Any]) -> Path:
+def folder_of(store: ResultsStore, record: EvaluationRecord) -> Path:
     return Path(store.root, "evaluations", record["dataset"], record["model"], record["evaluation_id"])
 
 

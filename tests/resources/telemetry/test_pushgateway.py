@@ -7,25 +7,24 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from resources.errors import UserError
+from resources.records import EvaluationRecord
 from resources.telemetry import Pushgateway
 from tests.prometheus import program
+from tests.resources.test_results import evaluation_record
 from tests.servers import free_port, serving
 
 SESSION = uuid4().hex
 """In the names of stores: another session's tests may run on this machine, too."""
-RECORD: dict[str, Any] = {
-    "model_name": "org/m", "model_version": "1", "model": "org/m@1", "dataset": "squad", "status": "valid",
-    "started_at": "2026-01-01T00:00:00+00:00", "finished_at": "2026-01-01T00:02:00+00:00",
-    "metrics": {"f1": 0.5, "exact": None}, "seconds": {"load": 1.0, "prefill": 9.0}, "samples": 100,
-    "samples_with_error": 0, "prompt_tokens": 1000, "output_tokens": 50, "cost": 0.25,
-    "accelerator_seconds": None,
-}  # fmt: skip
+RECORD = evaluation_record(
+    model_name="org/m", model="org/m@1", finished_at="2026-01-01T00:02:00+00:00",
+    metrics={"f1": 0.5, "exact": None}, seconds={"load": 1.0, "prefill": 9.0}, samples=100,
+    prompt_tokens=1000, output_tokens=50, cost=0.25, accelerator_seconds=None,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://{address}"
 
 
-def of(version: str, dataset: str = "squad") -> dict[str, Any]:
+def of(version: str, dataset: str = "squad") -> EvaluationRecord:
     return {**RECORD, "model_version": version, "model": f"org/m@{version}", "dataset": dataset}
 
 

@@ -10,8 +10,9 @@ from resources.catalog import CATALOG, Catalog
 from resources.records import Estimate, MetricRow, Sample
 from resources.results import Cell, ResultsStore
 from resources.telemetry import Champion, Readings, read_results
-from tests.resources.catalog.test_catalogue import RECORD, commit, compared
+from tests.resources.catalog.test_catalogue import commit, compared
 from tests.resources.telemetry.catalogues import METRICS, large_catalogue
+from tests.resources.test_results import findings
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 NONE: Mapping[str, Champion] = {}
@@ -70,7 +71,7 @@ def test_two_versions_with_the_same_files_are_two_series(store: ResultsStore) ->
     """Their evaluations have one id: joined by it alone each is told twice, which Prometheus refuses."""
     for version in ("1", "copy"):
         with store.writer(Cell("squad", f"m@{version}", "1" * 64)) as writer:
-            record = {**RECORD, "model_version": version}
+            record = findings(model_version=version)
             samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
             writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
     catalog = Catalog(store)
@@ -89,8 +90,10 @@ def test_what_was_imported_is_not_watched(store: ResultsStore, three_versions: C
     for model in ("m@old", "theirs@1", "m@3"):
         with store.writer(Cell("squad", model, "2" * 64)) as writer:
             name, _, version = model.partition("@")
-            record = {**RECORD, "model_name": name, "model_version": version, "origin": "lm_eval"}
-            record["finished_at"] = record["started_at"] = "2026-01-14T00:00:00+00:00"
+            at = "2026-01-14T00:00:00+00:00"
+            record = findings(
+                model_name=name, model_version=version, origin="lm_eval", started_at=at, finished_at=at
+            )
             samples = [Sample("id0", 0, None, None, "p", scores={"f1": 1.0})]
             writer.commit(samples, [MetricRow("f1", None, Estimate(1.0, None, None, None, 1))], record)
     assert three_versions.refresh().added == 3

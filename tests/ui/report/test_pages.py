@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from eval_assets.report.text import visible
+from resources.records import EvaluationRecord
 from tests.servers import free_port, serving
 from tests.ui.conftest import Save
 from tests.ui.report.conftest import A4_LANDSCAPE, Open, Report, one_of_each_kind, open_items, ready
@@ -160,7 +161,7 @@ def test_items_that_differ_are_shown_side_by_side_word_by_word(
     save(page, "report-6-differing")
 
 
-def records(report: Report, model: str) -> list[dict[str, object]]:
+def records(report: Report, model: str) -> list[EvaluationRecord]:
     return [r for _, r in report.store.records() if (r["dataset"], r["model"]) == ("capitals_written", model)]
 
 
