@@ -1,5 +1,6 @@
 """Fixtures shared by the whole suite: real models, the real encoder, a store, a Dagster instance."""
 
+import gc
 import os
 import shutil
 import sys
@@ -55,6 +56,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; the order within a file stays."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: a full garbage collection, which the engine makes where memory is short, passes them by."""
+    gc.collect()
+    gc.freeze()
 
 
 def _input(path: Path) -> Path:

@@ -12,7 +12,7 @@ import yaml
 from resources.pods.catalogue import Catalogue
 from resources.pods.queueing import Waiting, admit
 from tests.kubernetes.lab import CATALOGUE, SIZES, Lab, cell, laboratory
-from tests.kubernetes.small_location import DATASETS
+from tests.small_location import DATASETS
 
 MODELS = {f"model@{n}": 3 if n % 5 == 0 else 1 for n in range(50)}
 """How many devices each asks for."""
@@ -34,7 +34,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 def test_a_hundred_runs_share_eight_devices_and_none_is_lost_or_doubled(lab: Lab) -> None:
     workspace = lab.folder / "workspace.yaml"
-    location = {"module_name": "tests.kubernetes.small_location", "location_name": "evaluation"}
+    location = {"module_name": "tests.small_location", "location_name": "evaluation"}
     workspace.write_text(yaml.safe_dump({"load_from": [{"python_module": location}]}))
     cells = [cell(dataset, model) for dataset in DATASETS for model in MODELS]
     with lab.daemon(workspace=str(workspace)):

@@ -1,4 +1,7 @@
-"""A code location whose evaluations only take time: for tests of the queue, where a hundred run at once."""
+"""A code location whose evaluations only take time: for tests of the queue, where a hundred run at once.
+
+It is not beside them: each of the hundred processes would import that package, too.
+"""
 
 import time
 
