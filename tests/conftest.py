@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Modules stay: a full garbage collection, which the engine makes where memory is short, passes them by."""
+    """Modules stay: full garbage collections, which the engine makes where memory is short, skip them."""
     gc.collect()
     gc.freeze()
 

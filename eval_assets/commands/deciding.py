@@ -47,6 +47,9 @@ def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path |
             evaluated = evaluate_grid(out, runs, models, entry.datasets(SUITE), force=False)
             if evaluated["failures"]:
                 raise RunFailedError("; ".join(evaluated["failures"]))
+            given = runs.store.verdicts().get(key)
+            if given is not None and _other_tolerance(runs, key, given) and not _in_production(runs, key):
+                runs.judge_again(key)
         verdict = _todays_verdict(runs, key)
     show_verdict(out, verdict)
     if verdict["cells"]:
@@ -75,12 +78,10 @@ def _compared_with(runs: "Runs", key: str) -> list[str]:
 
 def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
     """The verdict on the version as its files and benchmarks are now; an earlier one decides nothing."""
-    from resources.keys import ModelKey
-
     nothing: dict[str, Any] = {
         "model": key, "baseline": None, "status": "undecided", "action": "", "cells": [], "missing": {},
     }  # fmt: skip
-    if runs.look.production([key]).get(ModelKey.parse(key).name) == key:
+    if _in_production(runs, key):
         return {**nothing, "status": "passed", "reason": "it is the version in production"}
     verdict = runs.store.verdicts().get(key)
     if verdict is None:
@@ -89,6 +90,26 @@ def _todays_verdict(runs: "Runs", key: str) -> Mapping[str, Any]:
     if stale is not None:
         return {**nothing, "reason": f"{stale}; --run evaluates and judges it as it is now"}
     return verdict
+
+
+def _in_production(runs: "Runs", key: str) -> bool:
+    from resources.keys import ModelKey
+
+    return runs.look.production([key]).get(ModelKey.parse(key).name) == key
+
+
+def _other_tolerance(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None:
+    """Where the verdict was given with another tolerance than is asked for now, if anywhere.
+
+    The automation judges no version again for that: what an earlier policy has let pass stays.
+    """
+    entry = runs.tracking.entry_of(key)
+    for cell in verdict["cells"]:
+        dataset, given = cell["dataset"], cell["verdict"]["tolerance"]
+        asked = entry.tolerance_of(dataset)
+        if given != asked:
+            return f"it was judged with a tolerance of {given:g} on {dataset}, and {asked:g} is asked here"
+    return None
 
 
 def _why_stale(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None:
@@ -115,6 +136,8 @@ def _why_stale(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None
     for dataset in datasets:
         if not has_same_items(SUITE[dataset], runs.store, runs.settings.data_mirror):
             return f"the benchmark {dataset} has changed since its verdict"
+    if tolerance := _other_tolerance(runs, key, verdict):
+        return tolerance
     cells = runs.cells([key], datasets)
     fingerprints = {(key, cell.dataset): cell.fingerprint[:16] for cell in cells}
     if judgement(Version(key, "", True, tuple(datasets)), fingerprints).fingerprint == verdict["fingerprint"]:

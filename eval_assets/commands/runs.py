@@ -179,8 +179,12 @@ class Runs:
                 return
             for model in ready:
                 done.add(model)
-                self._run("judge_models", partition_key=model)
+                self.judge_again(model)
                 yield self.store.verdicts()[model]
+
+    def judge_again(self, model: str) -> None:
+        """Judge a version, judged or not; raises RunFailedError."""
+        self._run("judge_models", partition_key=model)
 
     def evaluate_cells(self, model: str, datasets: Sequence[str], *, force: bool = False) -> None:
         """Run these cells of a model's row, evaluated or not; raises RunFailedError."""

@@ -79,6 +79,26 @@ def test_a_gate_tells_a_ci_passed_failed_or_not_decided(
     assert "its files have changed since its verdict" in changed.stdout
 
 
+def test_a_gate_judges_by_the_tolerance_of_today(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older, wider policy let pass would be released under a stricter one."""
+    make_worse(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    automation.until_at_rest()
+    assert here("gate", "tiny@3").exit_code == 1
+    tracked = Path(os.environ["EVAL_MODELS"])
+    with tracked.open("a") as policy:
+        policy.write("    tolerances: {sentences: 500}\n")
+    other = here("gate", "tiny@3")
+    assert other.exit_code == 3, other.stderr
+    assert "with a tolerance of 0.5 on sentences, and 500 is asked here; --run evaluates" in other.stdout
+    assert here("gate", "tiny@2").exit_code == 0  # in production
+    assert automation.until_at_rest() == []  # a policy is about what comes
+    passed = command("gate", "tiny@3", "--run")
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    assert here("gate", "tiny@3").exit_code == 0
+
+
 def test_a_gate_whose_database_is_down_is_no_verdict(
     automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
