@@ -1,7 +1,7 @@
 """Dagster's Kubernetes run launcher, with pods sized to their model, and runs that survive the cluster.
 
-``dagster.yaml`` names both classes. They need two variables that the pods have, too: ``EVAL_STORE`` (what is
-known of models) and ``EVAL_ACCELERATORS`` (what the cluster offers).
+``dagster.yaml`` names it. It needs two variables that the pods have, too: ``EVAL_STORE`` (what is known of
+models) and ``EVAL_ACCELERATORS`` (what the cluster offers).
 """
 
 import logging
@@ -11,7 +11,6 @@ from typing import Any
 import dagster as dg
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
-from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._grpc.types import ExecuteRunArgs
 from dagster_k8s import K8sRunLauncher
 from dagster_k8s.client import DagsterKubernetesClient
@@ -120,29 +119,6 @@ class EvaluationRunLauncher(K8sRunLauncher):
 
     def _catalogue(self) -> Catalogue:
         return catalogue_of(self._settings)
-
-
-class EvaluationRunCoordinator(QueuedRunCoordinator):
-    """Dagster's queue, whose runs say from the start what pod they get: for people, and for limits."""
-
-    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
-        """Tag the run with its pod, as far as that is known now; `launch_run` decides for good."""
-        run = context.dagster_run
-        try:
-            tags = plan_of_run(run, self._instance, Settings.from_environment()).tags(run.run_id)
-            self._instance.add_run_tags(run.run_id, tags)
-        except UserError as error:  # the launcher meets it again, and fails the run with it
-            _log.warning("%s", error)
-        return super().submit_run(context)
-
-    @property
-    def dequeue_interval_seconds(self) -> int:
-        # The daemon asks this when it starts, and nobody else ever: from here on it watches the pods that
-        # are left from before, also while nothing is launched.
-        launcher = self._instance.run_launcher
-        if isinstance(launcher, EvaluationRunLauncher):
-            launcher.watch_pods()
-        return super().dequeue_interval_seconds
 
 
 class _OneTry(DagsterKubernetesClient):

@@ -4,6 +4,8 @@ If one of these fails, a pod would stop at its start, or Helm and Kustomize woul
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,14 @@ def test_a_misspelt_field_of_the_instance_is_refused(tmp_path: Path) -> None:
     assert not process_config(
         launcher.config_type(), {**launcher_of(INSTANCES["base"]), "volume": []}
     ).success
+
+
+def test_the_pod_of_a_run_loads_no_kubernetes_client() -> None:
+    """Dagster asks the coordinator for limits in each of them."""
+    pointer = read(INSTANCES["base"])["run_coordinator"]
+    program = f"import sys, {pointer['module']}; print('kubernetes' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
 
 
 def test_the_launcher_ends_a_wait_before_dagster_does(environment: None) -> None:

@@ -331,7 +331,7 @@ def _dagster_yaml(cluster: Cluster, postgres: str, variables: list[str]) -> dict
             },
         },
         "run_coordinator": {
-            "module": "resources.launcher",
+            "module": "resources.coordinator",
             "class": "EvaluationRunCoordinator",
             "config": {"max_concurrent_runs": 25, "dequeue_interval_seconds": 1, "dequeue_use_threads": True},
         },
