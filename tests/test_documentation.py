@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eval_assets.metrics import METRICS
 from resources.settings import VARIABLES
 from tests.conftest import ROOT
 
@@ -55,3 +56,13 @@ def test_every_picture_is_on_a_page() -> None:
     shown = {(ROOT / name).parent / link for name in PAGES for link in links(ROOT / name)}
     for picture in (ROOT / "docs" / "images").iterdir():
         assert picture in {path.resolve() for path in shown}, picture.name
+
+
+def test_the_page_on_benchmarks_lists_every_metric_with_what_it_is() -> None:
+    page = (ROOT / "docs" / "adding-a-benchmark.md").read_text()
+    table = page.partition("## Metrics\n")[2].partition("\n## ")[0]
+    rows = {row.split(" | ")[0].strip("|` "): row for row in table.splitlines() if row.startswith("| `")}
+    assert list(rows) == list(METRICS)
+    assert all(metric.description in rows[name] for name, metric in METRICS.items())
+    for name, metric in METRICS.items():
+        assert set(re.findall(r"`(\w+)`", rows[name].split(" | ")[1])) == set(metric.tasks)

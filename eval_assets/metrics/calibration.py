@@ -58,7 +58,7 @@ METRICS = (
     Metric(
         name="ece",
         description="expected calibration error of the likeliest choice, 15 bins of equal width "
-        "(Naeini et al. 2015; Guo et al. 2017); a sample's own score is |confidence - right|",
+        "(Naeini et al. 2015; Guo et al. 2017); a sample's own score is abs(confidence - right)",
         higher_is_better=False,
         bounds=_SHARE,
         needs=needing("target", task="multiple_choice"),

@@ -166,8 +166,8 @@ class MlflowRegistry:
             from mlflow import MlflowClient
         except ImportError as error:
             raise UserError(
-                f"MLflow at {self.root} needs MLflow's client ({error}); "
-                "pip install 'continuous-model-evaluation[mlflow]'"
+                f"MLflow at {self.root} needs MLflow's client ({error}): install the extra 'mlflow' "
+                "(pip install -c constraints.txt -e '.[mlflow]')"
             ) from None
         with self._errors("be reached"):
             return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)

@@ -115,7 +115,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     # -- the exporter itself
     "llm_evaluation_exporter_collected_timestamp_seconds": Family(
-        "when a source was last read: results or dagster", ("source",)
+        "when a source was last read: registry, results or dagster", ("source",)
     ),
     "llm_evaluation_exporter_collect_seconds": Family("how long that took", ("source",)),
     "llm_evaluation_exporter_errors_total": Family(

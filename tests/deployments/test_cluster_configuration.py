@@ -305,6 +305,12 @@ def test_the_chart_and_kustomize_configure_the_same_instance() -> None:
     assert VALUES["postgresql"]["postgresqlScheme"] == postgres["scheme"]
 
 
+def test_runs_have_the_image_of_the_charts_pods() -> None:
+    """Kustomize can't read the chart's values: another image can't be pulled, or computes something else."""
+    images = {pod["spec"]["containers"][0]["image"] for pod in chart_pods()}
+    assert images == {data(build(DEPLOYMENTS / "helm"), "evaluation-env")["EVALUATION_IMAGE"]}
+
+
 def test_the_charts_pods_are_kustomizes() -> None:
     """The same labels (network policies go by them), mounts, resources and contexts."""
     objects = build(KUBERNETES / "base")

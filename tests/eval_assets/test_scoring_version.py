@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "7e73478739c48199c7e963d528697932f883d0a144655c8986291f4cd0de5d3a"
+DIGEST = "b052ee98b417daad0e046a07c349597fb5214a73d558eb02509f3ecb49175739"
 VERSION = "2"
 
 
