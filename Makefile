@@ -20,7 +20,7 @@ ONLY ?=
 BENCH_ITEMS ?=
 STORE ?=
 PORT ?= 3000
-JOBS ?= 3
+JOBS ?= 2
 IMAGE ?=
 TARGET ?= cpu
 SOURCE_URL ?=
@@ -62,14 +62,13 @@ setup: $(VENV)/.installed ## Create .venv and install everything pinned in const
 inputs: $(VENV)/.installed ## Bring the demo's models and data (3 packages, 262 MB, pinned by hash)
 	@$(BIN)/python deployments/local/demo_inputs.py
 
-test: test-fast test-cluster ## All tests, with lint, types and import contracts
+test: test-fast test-cluster ## All tests, JOBS=2 files at a time, with lint, types and import contracts
 
-test-fast: $(VENV)/.installed inputs browser prometheus lint ## All but the tests with a cluster, JOBS=3 files at a time
+test-fast: $(VENV)/.installed inputs browser prometheus lint ## All but the tests with a cluster
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/kubernetes
 
-# Two at a time: what happens there has deadlines, such as those of a pod's start.
 test-cluster: $(VENV)/.installed inputs ## Runs on a stand-in cluster, and what can happen to them there
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/kubernetes
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/kubernetes
 
 lint: $(VENV)/.installed ## Formatting, lint, types and import contracts
 	@$(BIN)/ruff format --check .
