@@ -123,7 +123,8 @@ def _above_chance(benchmark: Benchmark, record: EvaluationRecord, samples: Seque
     """Guessing gets one of k choices right, so its accuracy is the mean of 1 / k; only accuracies can be
     compared with it."""
     score = record["score"]
-    accuracy = benchmark.spec.primary_metric.startswith("acc") or benchmark.spec.primary_metric == "mc1"
+    metric = metric_of(benchmark.spec, benchmark.spec.primary_metric).name
+    accuracy = metric.startswith("acc") or metric == "mc1"
     if benchmark.spec.task != "multiple_choice" or not accuracy or score is None:
         return CheckOutcome("above_chance", True, warning_only=True, metadata={"chance": "does not apply"})
     chance = sum(1 / len(sample.choices) for sample in samples) / len(samples)

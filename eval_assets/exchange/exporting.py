@@ -7,13 +7,10 @@ values that it came with.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
-
-from pydantic import ValidationError
 
 from eval_assets.exchange.files import sanitized
 from eval_assets.exchange.names import TASKS, TaskNames
@@ -26,6 +23,7 @@ from eval_assets.exchange.results_file import (
 )
 from eval_assets.exchange.tables import matching
 from eval_assets.exchange.writing import hash_of, sample_lines
+from eval_assets.suite import prepared_spec
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.appearing import appearing
 from resources.catalog import Catalog
@@ -213,11 +211,7 @@ def _spec(
     store: ResultsStore, suite: Mapping[str, BenchmarkSpec], record: EvaluationRecord
 ) -> BenchmarkSpec | None:
     """The benchmark's declaration: as it was prepared, or as its file has it now."""
-    prepared = store.benchmark(record["dataset"])
-    if prepared is not None and "spec" in prepared:
-        with suppress(ValidationError):  # prepared by another version
-            return BenchmarkSpec.model_validate(prepared["spec"])
-    return suite.get(record["dataset"])
+    return prepared_spec(store.benchmark(record["dataset"])) or suite.get(record["dataset"])
 
 
 def _put(path: Path, parts: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from eval_assets.exchange.own import OwnEvaluation, own_evaluation
 from eval_assets.exchange.reading import read_samples
 from eval_assets.exchange.run import Run
 from eval_assets.exchange.untrusted import finite, number, section, short, whole
-from eval_assets.metrics import METRICS
+from eval_assets.metrics import metric_named
 from eval_assets.statistics import mean_estimate
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.errors import BusyError, UserError
@@ -305,10 +305,9 @@ def _primary(run: Run, destination: Destination, names: Sequence[str]) -> str:
 def _higher_is_better(run: Run, destination: Destination, primary: str, own: OwnEvaluation | None) -> bool:
     if own is not None and own.higher_is_better is not None:
         return own.higher_is_better
-    spec = destination.spec
-    known = next((m.metric for m in spec.metrics if m.name == primary), primary) if spec else primary
-    if known in METRICS and METRICS[known].higher_is_better is not None:
-        return bool(METRICS[known].higher_is_better)
+    metric, _ = metric_named(primary, destination.spec.metrics if destination.spec else ())
+    if metric is not None and metric.higher_is_better is not None:
+        return metric.higher_is_better
     said = section(section(run.content, "higher_is_better"), destination.parts[0].task).get(
         primary.partition(",")[0]
     )
@@ -377,8 +376,7 @@ def _estimate(name: str, spec: BenchmarkSpec | None, value: float, stderr: float
 
     Of a share of right items it is Wilson's, otherwise the normal one, within what the metric can be.
     """
-    known = next((one.metric for one in spec.metrics if one.name == name), name) if spec is not None else name
-    metric = METRICS.get(known)
+    metric, _ = metric_named(name, spec.metrics if spec is not None else ())
     low, high = metric.bounds if metric is not None else (-float("inf"), float("inf"))
     right = value * n
     if metric is not None and metric.proportion and 0 < n <= _LARGEST_COUNT and 0 <= value <= 1:

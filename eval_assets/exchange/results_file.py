@@ -10,7 +10,7 @@ from eval_assets.exchange.files import sanitized
 from eval_assets.exchange.names import OWN, TaskNames
 from eval_assets.exchange.own import OwnEvaluation
 from eval_assets.exchange.writing import label_of
-from eval_assets.metrics import METRICS
+from eval_assets.metrics import metric_named
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.keys import ModelKey
 from resources.records import EvaluationRecord, MetricRow
@@ -122,10 +122,10 @@ def _add_task(
 
 
 def _higher_is_better(metric: str, record: EvaluationRecord, spec: BenchmarkSpec | None) -> bool:
-    known = next((m.metric for m in spec.metrics if m.name == metric), metric) if spec is not None else metric
     if metric == record["primary_metric"]:
         return record["higher_is_better"]
-    return bool(METRICS[known].higher_is_better) if known in METRICS else True
+    known, _ = metric_named(metric, spec.metrics if spec is not None else ())
+    return known is None or bool(known.higher_is_better)
 
 
 def _config(

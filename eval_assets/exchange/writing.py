@@ -138,7 +138,7 @@ def _logged(
     """The value of a metric as the harness logs it for an item: of perplexities what they are made of."""
     if metric in _AS_NATS and name in by_name and sample.loglikelihoods:
         likelihood = math.fsum(sample.loglikelihoods)
-        if metric == "perplexity":
+        if by_name[name].metric == "perplexity":
             return likelihood
         found = METRICS[by_name[name].metric].statistics([sample], by_name[name])
         return [likelihood, float(found[0, 1])]

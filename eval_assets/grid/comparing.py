@@ -7,17 +7,17 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from eval_assets import markdown
-from eval_assets.evaluating.evaluator import metric_of
 from eval_assets.grid.cells import Cells
 from eval_assets.grid.prepared import stored_record
 from eval_assets.grid.tracking import DEFAULT_TOLERANCE
+from eval_assets.metrics import comparable
 from eval_assets.statistics.sequential import verdict_at
 from eval_assets.statistics.verdicts import Comparison, Scores, Verdict, compare
 from eval_assets.suite.spec import BenchmarkSpec
 from resources.catalog import Catalog
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
-from resources.records import EvaluationRecord, Sample
+from resources.records import EvaluationRecord
 from resources.registries import ModelVersion
 
 
@@ -44,12 +44,6 @@ class CellComparison:
             "comparison": self.comparison.as_row(),
             "verdict": self.verdict.as_row(),
         }
-
-
-def scores_of(spec: BenchmarkSpec, samples: Sequence[Sample]) -> tuple[Scores, tuple[float, float]]:
-    """The primary metric's scores of samples, and the range that they can have (`Metric.comparable`)."""
-    metric_spec = next(metric for metric in spec.metrics if metric.name == spec.primary_metric)
-    return metric_of(spec, spec.primary_metric).comparable(samples, metric_spec, spec.task)
 
 
 def compare_cells(cells: Cells, candidate: str, baseline: str, dataset: str) -> CellComparison:
@@ -161,7 +155,10 @@ def compare_records(
             f"{candidate['model']} and {baseline['model']} were evaluated and is {spec.primary_metric} now; "
             "evaluate both again"
         )
-    found = [scores_of(spec, cells.store.samples(record)) for record in (baseline, candidate)]
+    found = [
+        comparable(cells.store.samples(record), spec.primary_metric, spec.metrics, spec.task)
+        for record in (baseline, candidate)
+    ]
     if tolerance is None:
         entry = cells.tracking.entry(ModelKey.parse(candidate["model"]).name)
         tolerance = DEFAULT_TOLERANCE if entry is None else entry.tolerance_of(candidate["dataset"])

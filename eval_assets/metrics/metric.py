@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from eval_assets.statistics import UNBOUNDED, Clusters, Floats, mean_estimate
+from eval_assets.statistics import Clusters, Floats, mean_estimate
 from resources.records import Estimate, Sample
 
-if (
-    TYPE_CHECKING
-):  # the package that holds the benchmarks imports this one to validate them; verdicts need scipy
-    from eval_assets.statistics.verdicts import Scores
+if TYPE_CHECKING:  # the package that holds the benchmarks imports this one to validate them
     from eval_assets.suite.spec import MetricSpec, TaskType
 
 
@@ -95,23 +92,6 @@ class Metric:
         if self.aggregation is not None:
             return self.aggregation.estimate(statistics, clusters)
         return mean_estimate(statistics, clusters, self.proportion, self.bounds, outputs)
-
-    def comparable(
-        self, samples: Sequence[Sample], spec: MetricSpec, task: str | None
-    ) -> tuple[Scores, tuple[float, float]]:
-        """What two versions are compared by on this metric, and the range that it can have.
-
-        Of a metric that weighs texts by their length (perplexities, bits per byte) they are nats a word or
-        byte, weighted by the words or bytes: a tolerance of 0.02 is then 2 % of a perplexity.
-        """
-        from eval_assets.statistics.verdicts import Scores
-
-        ids = [sample.sample_id for sample in samples]
-        clusters = [sample.cluster for sample in samples]
-        if task == "perplexity" and self.aggregation is not None:
-            nats, lengths = self.aggregation.statistics(samples, spec).T
-            return Scores(ids, nats / lengths, clusters, lengths), UNBOUNDED
-        return Scores(ids, [sample.scores.get(spec.name) for sample in samples], clusters), self.bounds
 
 
 def answers_of(sample: Sample) -> list[Sample]:

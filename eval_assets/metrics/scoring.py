@@ -1,4 +1,4 @@
-"""The table of all metrics, and the three things done with it: validate, score, estimate."""
+"""The table of all metrics, and what is done with it: find, validate, score, estimate, compare."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 
 from eval_assets.metrics import accuracy, answers, bertscore, calibration, perplexity, text_overlap
 from eval_assets.metrics.metric import Metric, Scorer, ScoringSettings, answers_of
-from eval_assets.statistics import sampling_share
+from eval_assets.statistics import UNBOUNDED, sampling_share
 from resources.errors import UserError
 from resources.records import MetricRow, Sample
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # verdicts need scipy
+    from eval_assets.statistics.verdicts import Scores
     from eval_assets.suite.spec import MetricSpec, TaskType
 
 _MODULES = (accuracy, answers, text_overlap, bertscore, perplexity, calibration)
@@ -28,6 +29,18 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 _OPTIONS = ("extract", "ignore_case", "ignore_punctuation", "ignore_patterns", "stem", "of", "k")
 _ROUNDING = 1e-6
+
+
+def metric_named(name: str, declared: Sequence[MetricSpec]) -> tuple[Metric | None, MetricSpec]:
+    """The metric that results call `name`, and how the benchmark with these `declared` metrics has it.
+
+    A benchmark may give a metric a name of its own (``exact_match_strict``); a name that it doesn't declare
+    is the metric's. There is no metric where neither knows the name: results that were imported have such.
+    """
+    from eval_assets.suite.spec import MetricSpec
+
+    spec = next((one for one in declared if one.name == name), None) or MetricSpec(metric=name)
+    return METRICS.get(spec.metric), spec
 
 
 def check_metrics(
@@ -179,6 +192,36 @@ def estimate_metrics(samples: Sequence[Sample], metrics: Sequence[MetricSpec]) -
                 estimate = replace(estimate, sampling_share=sampling_share(of_outputs[members]))
             rows.append(MetricRow(spec.name, name, estimate))
     return rows
+
+
+def comparable(
+    samples: Sequence[Sample], name: str, declared: Sequence[MetricSpec], task: str | None
+) -> tuple[Scores, tuple[float, float]]:
+    """What two versions are compared by on the metric that results call `name`, and the range that it has.
+
+    Of a metric that weighs texts by their length (perplexities, bits per byte) it is nats a word or byte,
+    weighted by the words or bytes: a tolerance of 0.02 is then 2 % of a perplexity. Of one that is not known
+    here it is its scores.
+    """
+    from eval_assets.statistics.verdicts import Scores
+
+    metric, spec = metric_named(name, declared)
+    ids = [sample.sample_id for sample in samples]
+    clusters = [sample.cluster for sample in samples]
+    if task == "perplexity" and metric is not None and metric.aggregation is not None:
+        nats, lengths = metric.aggregation.statistics(samples, spec).T
+        return Scores(ids, nats / lengths, clusters, lengths), UNBOUNDED
+    scores = [sample.scores.get(name) for sample in samples]
+    return Scores(ids, scores, clusters), UNBOUNDED if metric is None else metric.bounds
+
+
+def weighs_texts(name: str, declared: Sequence[MetricSpec], task: str | None) -> bool:
+    """Whether the metric weighs texts by their length, so that `comparable` gives nats and not its scores.
+
+    One that is not known here is taken to do so in a benchmark of texts.
+    """
+    metric, _ = metric_named(name, declared)
+    return task == "perplexity" and (metric is None or metric.aggregation is not None)
 
 
 def _unscorable(sample: Sample, metrics: Sequence[MetricSpec]) -> str | None:

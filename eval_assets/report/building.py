@@ -18,7 +18,9 @@ from eval_assets.report.pairs import asked_for, by_candidate, pairs_of
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_results
 from eval_assets.report.rendering import Assets, code_digest
 from eval_assets.report.writing import Page, publish
+from eval_assets.suite import MetricSpec, prepared_spec
 from resources.catalog import Catalog
+from resources.errors import TransientError, UserError
 from resources.keys import key_of_segment
 from resources.results import ResultsStore
 
@@ -67,7 +69,7 @@ def build_report(
     """
     started = time.monotonic()
     with Catalog(store).connect() as connection:
-        results = read_results(connection, in_production(store))
+        results = read_results(connection, in_production(store), declared_metrics(store))
         asked = asked_for(store, FOLDER, results, compare)
         pages = site(results, connection, limits or Limits(), ui.rstrip("/"), asked)
         done = publish(store, FOLDER, Assets(), pages, code_digest(), on_page)
@@ -84,7 +86,8 @@ def build_report(
 def leaderboard_picture(store: ResultsStore) -> bytes:
     """The leaderboard's heat map as a PNG. Raises UserError without a catalogue."""
     with Catalog(store).connect() as connection:
-        table = leaderboard_table(read_results(connection, in_production(store)))
+        results = read_results(connection, in_production(store), declared_metrics(store))
+        table = leaderboard_table(results)
     return charts.heat_map(table)
 
 
@@ -100,6 +103,21 @@ def in_production(store: ResultsStore) -> dict[str, datetime | None]:
         at = datetime.fromisoformat(move["at"]).astimezone(UTC) if move["at"] else None
         latest[name, move["alias"]] = f"{name}@{move['to']}", at
     return dict(latest.values())
+
+
+def declared_metrics(store: ResultsStore) -> dict[str, Sequence[MetricSpec]]:
+    """The metrics of each benchmark that was prepared; a record that can't be read is listed as damaged."""
+    found: dict[str, Sequence[MetricSpec]] = {}
+    for path in store.listing("benchmarks/*/current.json"):
+        try:
+            spec = prepared_spec(store.get_json(path))
+        except TransientError:
+            raise
+        except UserError:
+            continue
+        if spec is not None:
+            found[key_of_segment(path.split("/")[1])] = spec.metrics
+    return found
 
 
 def site(

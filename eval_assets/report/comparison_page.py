@@ -11,6 +11,7 @@ from eval_assets.report.pairs import Pair
 from eval_assets.report.reading import Comparison, Evaluation, Results, read_samples
 from eval_assets.report.rendering import render
 from eval_assets.report.writing import Page, plain
+from eval_assets.suite.spec import MetricSpec
 
 
 def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, items: int, text: int) -> Page:
@@ -19,6 +20,7 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
     baseline, candidate = results.sides(comparison)
     current = results.current.get((comparison.dataset, comparison.model))
     replaced = current is not None and current.evaluation_id != comparison.candidate_evaluation
+    declared = results.declared.get(comparison.dataset, ())
     links = _links(results, path, comparison.dataset, (comparison.baseline, comparison.model))
     identities = [baseline and baseline.identity, candidate and candidate.identity]
 
@@ -28,9 +30,11 @@ def comparison_page(results: Results, comparison: Comparison, cursor: Cursor, it
             with cursor() as connection:
                 rows = [read_samples(connection, side) for side in (baseline, candidate)]
         sides = [one for one in (baseline, candidate) if one is not None]
-        yield from _files(path, comparison, sides, rows, items, text, links, replaced=replaced, recorded=True)
+        yield from _files(
+            path, comparison, sides, rows, declared, items, text, links, replaced=replaced, recorded=True
+        )
 
-    return Page(path, [plain(comparison), identities, replaced, links, items, text], files)
+    return Page(path, [plain(comparison), identities, declared, replaced, links, items, text], files)
 
 
 def pair_page(results: Results, pair: Pair, cursor: Cursor, items: int, text: int) -> Page:
@@ -42,6 +46,7 @@ def pair_page(results: Results, pair: Pair, cursor: Cursor, items: int, text: in
     path = naming.pair_page(pair.dataset, models[1], models[0])
     judged = results.comparisons.get((pair.dataset, models[1]))
     tolerance = None if judged is None else judged.tolerance
+    declared = results.declared.get(pair.dataset, ())
     links = _links(results, path, pair.dataset, models)
     identities = [pair.baseline.identity, pair.candidate.identity]
 
@@ -50,7 +55,7 @@ def pair_page(results: Results, pair: Pair, cursor: Cursor, items: int, text: in
         with cursor() as connection:
             rows = [read_samples(connection, side) for side in sides]
         try:
-            comparison = pairing.compared(pair, rows, tolerance)
+            comparison = pairing.compared(pair, rows, declared, tolerance)
         except ValueError as error:
             yield (
                 path,
@@ -65,9 +70,11 @@ def pair_page(results: Results, pair: Pair, cursor: Cursor, items: int, text: in
                 ),
             )
             return
-        yield from _files(path, comparison, sides, rows, items, text, links, replaced=False, recorded=False)
+        yield from _files(
+            path, comparison, sides, rows, declared, items, text, links, replaced=False, recorded=False
+        )
 
-    return Page(path, ["pair", identities, tolerance, links, items, text], files)
+    return Page(path, ["pair", identities, declared, tolerance, links, items, text], files)
 
 
 def _links(results: Results, path: str, dataset: str, models: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -87,6 +94,7 @@ def _files(
     comparison: Comparison,
     sides: Sequence[Evaluation],
     rows: Sequence[Sequence[pairing.Sample]] | None,
+    declared: Sequence[MetricSpec],
     items: int,
     text: int,
     links: Mapping[str, Any],
@@ -110,7 +118,7 @@ def _files(
             "data": naming.link(path, data) if listed.items else "",
             "shown": len(listed.items),
             "differing": differing,
-            **_analysed(comparison, candidate, pairs, rows),
+            **_analysed(comparison, candidate, pairs, rows, declared),
         }
     yield (
         path,
@@ -137,10 +145,11 @@ def _analysed(
     candidate: Evaluation,
     pairs: Sequence[tuple[pairing.Sample, pairing.Sample]],
     rows: Sequence[Sequence[pairing.Sample]],
+    declared: Sequence[MetricSpec],
 ) -> dict[str, Any]:
     """What is found beyond the recorded numbers, with its charts."""
     names = (comparison.baseline, comparison.model)
-    metrics, groups = pairing.differences(pairs, candidate)
+    metrics, groups = pairing.differences(pairs, candidate, declared)
     by_side = dict(zip(names, rows, strict=True))
     calibration = _known(pairing.calibration(side, of) for side, of in by_side.items())
     outputs = _known(pairing.output_length(side, of) for side, of in by_side.items())

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from eval_assets.metrics import weighs_texts
 from eval_assets.report import naming
 from eval_assets.report.ranking import Scored, ranks, shades
 from eval_assets.report.reading import Results
@@ -148,7 +149,7 @@ def _column(results: Results, dataset: str) -> tuple[Column, dict[str, Shown]]:
         shown: dict[str, Any] = {}
         if against is not None:
             # Perplexities are compared by their logarithm: that difference isn't one of the values shown.
-            same_unit = one.task != "perplexity"
+            same_unit = not weighs_texts(one.primary_metric, results.declared.get(dataset, ()), one.task)
             sign = 1 if higher else -1
             low, high = sorted([(against.ci_low or 0) * sign, (against.ci_high or 0) * sign])
             known = same_unit and against.difference is not None and against.ci_low is not None

@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval_assets.metrics import METRICS
+from eval_assets.metrics import comparable, metric_named, weighs_texts
 from eval_assets.metrics.metric import argmax, likeliest, softmax
 from eval_assets.report.items import Listed, answered, asked, flags_of, rounded
 from eval_assets.report.pairs import Pair
 from eval_assets.report.reading import Comparison, Evaluation
 from eval_assets.report.text import visible
-from eval_assets.statistics import UNBOUNDED
+from eval_assets.statistics import verdicts
 from eval_assets.statistics.sequential import verdict_at
-from eval_assets.statistics.verdicts import Scores, compare
 from eval_assets.suite.spec import MetricSpec
 from resources import records
 
@@ -62,15 +61,17 @@ class Length:
     cut: float | None
 
 
-def compared(pair: Pair, rows: Sequence[Sequence[Sample]], tolerance: float | None) -> Comparison:
+def compared(
+    pair: Pair, rows: Sequence[Sequence[Sample]], declared: Sequence[MetricSpec], tolerance: float | None
+) -> Comparison:
     """How the two compare, by the statistics of recorded comparisons; `rows` are baseline's and candidate's.
 
-    Without a tolerance the verdict is 'better', 'worse' or 'undecided'. Raises ValueError where they can't be
-    compared.
+    `declared` are the benchmark's metrics. Without a tolerance the verdict is 'better', 'worse' or
+    'undecided'. Raises ValueError where they can't be compared.
     """
     one = pair.candidate
-    sides, bounds = _comparable(one, rows)
-    found = compare(sides[0], sides[1], higher_is_better=one.higher_is_better, bounds=bounds)
+    samples = [[_sample(row) for row in side] for side in rows]
+    found = _compare(one.primary_metric, samples, one.task, declared, one.higher_is_better)
     judged = verdict_at(found, tolerance or 0.0, one.of_record("stage"))
     return Comparison(
         pair.dataset, one.model, pair.baseline.model, one.primary_metric, judged.name, found.difference,
@@ -80,30 +81,22 @@ def compared(pair: Pair, rows: Sequence[Sequence[Sample]], tolerance: float | No
     )  # fmt: skip
 
 
-def _scores(metric: str, rows: Sequence[Sample]) -> Scores:
-    return Scores(
-        [row["sample_id"] for row in rows],
-        [row["scores"].get(metric) for row in rows],
-        [row["cluster"] for row in rows],
-    )
-
-
-def _comparable(
-    cell: Evaluation, rows: Sequence[Sequence[Sample]]
-) -> tuple[list[Scores], tuple[float, float]]:
-    """What the sides are compared by: of a metric that is not known here (imported results) its scores."""
-    metric = METRICS.get(cell.primary_metric)
-    if metric is None:
-        return [_scores(cell.primary_metric, side) for side in rows], UNBOUNDED
+def _sample(row: Sample) -> records.Sample:
+    """What of a sample it is compared by."""
     fields = ("sample_id", "index", "group", "cluster", "prompt", "references", "loglikelihoods", "scores")
-    spec = MetricSpec(metric=metric.name)
-    found = [
-        metric.comparable(
-            [records.Sample(**{name: row[name] for name in fields}) for row in side], spec, cell.task
-        )
-        for side in rows
-    ]
-    return [scores for scores, _ in found], found[0][1]
+    return records.Sample(**{name: row[name] for name in fields})
+
+
+def _compare(
+    metric: str,
+    sides: Sequence[Sequence[records.Sample]],
+    task: str | None,
+    declared: Sequence[MetricSpec],
+    higher_is_better: bool,
+) -> verdicts.Comparison:
+    """The candidate's samples, which come second, against the baseline's on one metric."""
+    (baseline, bounds), (candidate, _) = (comparable(side, metric, declared, task) for side in sides)
+    return verdicts.compare(baseline, candidate, higher_is_better=higher_is_better, bounds=bounds)
 
 
 def pairs_of(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
@@ -113,30 +106,33 @@ def pairs_of(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> list[tu
 
 
 def differences(
-    pairs: Sequence[tuple[Sample, Sample]], cell: Evaluation
+    pairs: Sequence[tuple[Sample, Sample]], cell: Evaluation, declared: Sequence[MetricSpec]
 ) -> tuple[list[Difference], list[Difference]]:
     """Paired differences of each metric, the primary one first, and of the primary metric in each group.
 
-    Metrics that say nothing of better or worse are left out, and so is all of it where scores weigh texts
-    by their length (perplexities): there only the recorded comparison knows how.
+    `declared` are the benchmark's metrics. Those that say nothing of better or worse are left out, and so are
+    those that weigh texts by their length (perplexities): their difference isn't one of the values beside it.
     """
-    if cell.task == "perplexity":
-        return [], []
-    names = {name for _, row in pairs for name in row["scores"]}
-    metrics = []
-    for name in sorted(names, key=lambda name: (name != cell.primary_metric, name)):
-        known = METRICS.get(name)
-        higher = known.higher_is_better if known is not None else None
-        if name == cell.primary_metric:
-            higher = cell.higher_is_better
-        if higher is not None:
-            metrics.append(_difference(name, name, pairs, higher))
-    groups: dict[str, list[tuple[Sample, Sample]]] = {}
-    for pair in pairs:
-        if pair[1]["group"] is not None:
-            groups.setdefault(pair[1]["group"], []).append(pair)
+    samples = [(_sample(before), _sample(after)) for before, after in pairs]
+    primary, higher_is_better = cell.primary_metric, cell.higher_is_better
+    shown = {}
+    names = {name for _, after in samples for name in after.scores}
+    for name in sorted(names, key=lambda name: (name != primary, name)):
+        metric, _ = metric_named(name, declared)
+        higher = None if metric is None else metric.higher_is_better
+        if name == primary:
+            higher = higher_is_better
+        if higher is not None and not weighs_texts(name, declared, cell.task):
+            shown[name] = higher
+    groups: dict[str, list[tuple[records.Sample, records.Sample]]] = {}
+    for pair in samples if primary in shown else ():
+        if pair[1].group is not None:
+            groups.setdefault(pair[1].group, []).append(pair)
+    metrics = [
+        _difference(name, name, samples, cell.task, declared, higher) for name, higher in shown.items()
+    ]
     by_group = [
-        _difference(group, cell.primary_metric, of, cell.higher_is_better, least=LEAST)
+        _difference(group, primary, of, cell.task, declared, higher_is_better, least=LEAST)
         for group, of in sorted(groups.items())
         if len(groups) > 1
     ]
@@ -144,16 +140,20 @@ def differences(
 
 
 def _difference(
-    what: str, metric: str, pairs: Sequence[tuple[Sample, Sample]], higher: bool, *, least: int = 0
+    what: str,
+    metric: str,
+    pairs: Sequence[tuple[records.Sample, records.Sample]],
+    task: str | None,
+    declared: Sequence[MetricSpec],
+    higher: bool,
+    *,
+    least: int = 0,
 ) -> Difference | None:
     """A metric's difference, without an interval under `least` items; None where an item has no score."""
     if len(pairs) < least:
         return _bare_difference(what, metric, pairs, higher)
-    known = METRICS.get(metric)
-    sides = [_scores(metric, rows) for rows in zip(*pairs, strict=True)]
-    bounds = UNBOUNDED if known is None else known.bounds
     try:
-        found = compare(sides[0], sides[1], higher_is_better=higher, bounds=bounds)
+        found = _compare(metric, list(zip(*pairs, strict=True)), task, declared, higher)
     except ValueError:
         return None
     return Difference(
@@ -163,11 +163,11 @@ def _difference(
 
 
 def _bare_difference(
-    what: str, metric: str, pairs: Sequence[tuple[Sample, Sample]], higher: bool
+    what: str, metric: str, pairs: Sequence[tuple[records.Sample, records.Sample]], higher: bool
 ) -> Difference | None:
-    scores = [[row["scores"].get(metric) for row in pair] for pair in pairs]
-    if any(score is None for pair in scores for score in pair):
+    if any(metric not in sample.scores for pair in pairs for sample in pair):
         return None
+    scores = [[sample.scores[metric] for sample in pair] for pair in pairs]
     changes = [(new - old) * (1 if higher else -1) for old, new in scores]
     before, after = (statistics.fmean(of) for of in zip(*scores, strict=True))
     wins, losses = sum(one > 0 for one in changes), sum(one < 0 for one in changes)

@@ -11,6 +11,8 @@ from typing import Any
 
 import duckdb
 
+from eval_assets.suite.spec import MetricSpec
+
 _EVALUATION = (
     "evaluation_id", "dataset", "model", "model_name", "model_version", "model_digest", "model_parameters",
     "fingerprint", "content_digest", "benchmark_version", "benchmark_fingerprint", "task", "status", "run_id",
@@ -197,7 +199,8 @@ class Results:
     """All that the pages are made of but samples and metrics, which are read for one page at a time.
 
     `current` has each cell's current evaluation by (dataset, model), of those that can be read; `damaged` is
-    what can't be. `production` are the versions in production, and since when, as this store has recorded it.
+    what can't be. `production` are the versions in production, and since when, as this store has recorded it;
+    `declared` the metrics of each benchmark, as it was last prepared.
     """
 
     evaluations: Sequence[Evaluation]
@@ -207,6 +210,7 @@ class Results:
     deleted: frozenset[str]
     damaged: Sequence[Damage]
     production: Mapping[str, datetime | None]
+    declared: Mapping[str, Sequence[MetricSpec]]
 
     @cached_property
     def datasets(self) -> list[str]:
@@ -267,7 +271,11 @@ class Results:
         )
 
 
-def read_results(connection: duckdb.DuckDBPyConnection, production: Mapping[str, datetime | None]) -> Results:
+def read_results(
+    connection: duckdb.DuckDBPyConnection,
+    production: Mapping[str, datetime | None],
+    declared: Mapping[str, Sequence[MetricSpec]],
+) -> Results:
     """Read the catalogue. Times are in UTC, wherever it is read."""
     connection.execute("SET TimeZone = 'UTC'")
 
@@ -292,6 +300,7 @@ def read_results(connection: duckdb.DuckDBPyConnection, production: Mapping[str,
         frozenset(model for (model,) in rows("deleted_models", ("model",), "model")),
         [Damage(*row) for row in damaged],
         production,
+        declared,
     )
 
 

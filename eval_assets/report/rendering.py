@@ -87,8 +87,9 @@ def code_digest() -> str:
     for path in sorted(_PACKAGE.rglob("*")):
         if path.suffix in (".py", ".j2", ".js", ".css", ".svg"):
             digest.update(f"{path.relative_to(_PACKAGE)}\0".encode() + path.read_bytes())
-    for path in sorted((_PACKAGE.parent / "statistics").glob("*.py")):  # what compares pairs
-        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for package in ("metrics", "statistics"):  # what compares pairs
+        for path in sorted((_PACKAGE.parent / package).glob("*.py")):
+            digest.update(f"{package}/{path.name}\0".encode() + path.read_bytes())
     for package in ("altair", "jinja2", "vl-convert-python"):
         digest.update(f"{package}={version(package)}".encode())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from eval_assets.suite.items import (
     items_to_table,
     select_items,
 )
-from eval_assets.suite.load import SUITE_FOLDER, load_suite
+from eval_assets.suite.load import SUITE_FOLDER, load_suite, prepared_spec
 from eval_assets.suite.normalize import ReadRows, benchmark_files, normalize
 from eval_assets.suite.spec import BenchmarkSpec, MetricSpec, TaskType
 
@@ -28,5 +28,6 @@ __all__ = [
     "items_to_table",
     "load_suite",
     "normalize",
+    "prepared_spec",
     "select_items",
 ]

@@ -206,6 +206,17 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def prepared_spec(record: Mapping[str, Any] | None) -> BenchmarkSpec | None:
+    """The declaration that a benchmark was prepared with, from `ResultsStore.benchmark`.
+
+    None without a record, and for one of another version of this code that can't be read now.
+    """
+    try:
+        return None if record is None else BenchmarkSpec.model_validate(record.get("spec"))
+    except ValidationError:
+        return None
+
+
 def _check_metrics(path: Path, spec: BenchmarkSpec) -> None:
     from eval_assets.metrics import METRICS, check_metrics  # their types come from this package
 

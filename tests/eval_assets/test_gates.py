@@ -8,7 +8,7 @@ import pytest
 from eval_assets.evaluating.evaluator import Benchmark, score_of
 from eval_assets.gates import check_cell, reproduced
 from eval_assets.partitions import SUITE
-from eval_assets.suite import normalize
+from eval_assets.suite import MetricSpec, normalize
 from resources.datasets import read_rows
 from resources.records import Estimate, EvaluationRecord, Output, Sample
 from tests.resources.test_results import evaluation_record
@@ -56,6 +56,15 @@ def test_each_fault_fails_its_own_check(
     samples: list[Sample], values: EvaluationRecord, expected: list[str]
 ) -> None:
     assert failed(samples, values) == expected
+
+
+def test_an_accuracy_under_another_name_is_held_against_chance() -> None:
+    """What a benchmark calls its accuracy says nothing of what it is: guessing would pass unnoticed."""
+    metrics = (MetricSpec(metric="acc", name="right"),)
+    spec = BENCHMARK.spec.model_copy(update={"metrics": metrics, "primary_metric": "right"})
+    values = evaluation_record(score=record(0.25)["score"], metrics={"right": 0.25})
+    outcomes = check_cell(replace(BENCHMARK, spec=spec), values, SAMPLES)
+    assert [outcome.name for outcome in outcomes if not outcome.passed] == ["above_chance"]
 
 
 def test_every_output_of_an_item_counts_as_empty_or_not() -> None:

@@ -9,7 +9,7 @@ import pytest
 from eval_assets.tasks import SCORING_VERSION
 from tests.conftest import ROOT
 
-DIGEST = "b052ee98b417daad0e046a07c349597fb5214a73d558eb02509f3ecb49175739"
+DIGEST = "99b30932ad3bbbdbedae13212eedda1751aad83c0cba9b29b7ca455b4b0a0cb0"
 VERSION = "2"
 
 

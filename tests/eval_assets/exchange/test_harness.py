@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from eval_assets.exchange import Imported, export_harness, import_harness
 from eval_assets.exchange import files as limits
 from eval_assets.exchange.names import TASKS
+from eval_assets.exchange.reading import _logged_score
+from eval_assets.exchange.writing import sample_lines
 from eval_assets.grid.comparing import compare_cells
 from eval_assets.leaderboard import leaderboard_rows
 from eval_assets.metrics import estimate_metrics
-from eval_assets.suite import BenchmarkSpec, load_suite, normalize
+from eval_assets.suite import BenchmarkSpec, MetricSpec, load_suite, normalize
 from resources.catalog import Catalog
 from resources.datasets import read_rows
 from resources.errors import UserError
@@ -114,6 +116,17 @@ def test_the_samples_scores_have_the_mean_that_the_run_reports(
         record["metrics"][metric],
         rel=1e-7,  # torchmetrics, which stands in for the hub's squad, counts in float32
     )
+
+
+def test_a_perplexity_under_another_ones_name_is_written_with_its_words_and_comes_back() -> None:
+    """As a plain log-likelihood it would come back as the perplexity of a target of one word."""
+    metrics = (MetricSpec(metric="word_perplexity", name="perplexity"),)
+    spec = SUITE["wikitext"].model_copy(update={"metrics": metrics})
+    sample = Sample("text", 0, None, None, "", references=["four words of text"], loglikelihoods=[-8.0])
+    sample.scores = {"perplexity": math.exp(2.0)}
+    [line] = sample_lines([sample], spec, None, "perplexity")
+    assert line["perplexity"] == [-8.0, 4.0]
+    assert _logged_score("perplexity", line["perplexity"]) == pytest.approx(math.exp(2.0))
 
 
 def test_a_perplexity_comes_out_of_the_imported_log_likelihoods(store: ResultsStore) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from eval_assets.grid.comparing import compare_cells, scores_of
+from eval_assets.grid.comparing import compare_cells
 from eval_assets.grid.reconciling import Work, reconcile
+from eval_assets.metrics import comparable
 from eval_assets.operations.retention import retain, retention_plan, versions_in_use
 from eval_assets.partitions import SUITE
 from resources.configured import EngineResource
@@ -189,7 +190,9 @@ def test_what_a_verdict_is_made_of_is_left_of_every_benchmarks_samples(dataset: 
         samples.append(sample)
     table = pa.Table.from_pylist([sample.as_row() for sample in samples], schema=SAMPLE_SCHEMA)
     left = [Sample.from_row(row) for row in without_texts(table, spec.task).to_pylist()]
-    (one, bounds), (other, same) = scores_of(spec, samples), scores_of(spec, left)
+    (one, bounds), (other, same) = (
+        comparable(of, spec.primary_metric, spec.metrics, spec.task) for of in (samples, left)
+    )
     assert (bounds, one.ids, one.clusters) == (same, other.ids, other.clusters)
     assert np.array_equal(np.asarray(one.values), np.asarray(other.values))
     assert np.array_equal(np.asarray(one.weights), np.asarray(other.weights))

@@ -43,4 +43,4 @@ def large_results(versions: int, benchmarks: int) -> Results:
                     difference - 0.02, difference + 0.02, 0.02, 0.03, _ITEMS, (), (), _ITEMS, "a test",
                     "a reason", cell.evaluation_id, before.evaluation_id,
                 )  # fmt: skip
-    return Results(list(cells.values()), cells, comparisons, {}, frozenset(), [], {"family-0@3": _START})
+    return Results(list(cells.values()), cells, comparisons, {}, frozenset(), [], {"family-0@3": _START}, {})
