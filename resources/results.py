@@ -194,19 +194,16 @@ class ResultsStore(Storage):
             if record is not None:
                 yield folder, record
 
-    def evaluations_of(self, name: str, dataset: str = "*") -> Iterator[EvaluationRecord]:
-        """The committed evaluations of a model version, or of all of a name (``name@*``), in any order.
+    def evaluations_of(self, model: str, dataset: str = "*") -> Iterator[EvaluationRecord]:
+        """The committed evaluations of a model version, in any order.
 
-        Lists the folders of those models only: a walk over everything takes seconds in a large store.
+        Lists the folders of that model only: a walk over everything takes seconds in a large store.
         """
         self.filesystem.invalidate_cache()
-        model = f"{path_segment(name[:-2])}@*" if name.endswith("@*") else path_segment(name)
         for folder in self.filesystem.glob(f"{self.root}/evaluations/{dataset}"):
-            for of_model in self.filesystem.glob(f"{folder}/{model}"):
-                yield from (
-                    cast(EvaluationRecord, record)
-                    for _, record in self.json_files(f"{of_model[len(self.root) + 1 :]}/*/{RECORD}")
-                )
+            place = f"{folder[len(self.root) + 1 :]}/{path_segment(model)}"
+            for _, record in self.json_files(f"{place}/*/{RECORD}"):
+                yield cast(EvaluationRecord, record)
 
     def samples(self, record: EvaluationRecord) -> list[Sample]:
         """All samples of a committed evaluation, in the order of their items."""

@@ -1,8 +1,11 @@
 """What evaluations will cost, what they have cost this month, and the budget (``EVAL_BUDGET``)."""
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
 
 from resources.errors import UserError
 from resources.keys import ModelKey, path_segment
@@ -10,7 +13,7 @@ from resources.pods.catalogue import CPU, Catalogue
 from resources.pods.sizing import PodSize
 from resources.records import EvaluationRecord
 from resources.registries import ModelVersion
-from resources.results import ResultsStore
+from resources.results import RECORD, ResultsStore
 
 START_SECONDS = 60.0
 """A pod that is scheduled, pulled and started, and its imports."""
@@ -21,6 +24,8 @@ UTILIZATION = 0.3
 CPU_TFLOPS = 0.08
 """About what a core with AVX2 gets done in float32."""
 CHARACTERS_A_TOKEN = 4.0
+RECENT_SECONDS = 60.0
+"""For so long what was read of finished evaluations counts: each run is planned twice, and many at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +112,59 @@ def check_budget(
 def spent_this_month(store: ResultsStore) -> float:
     """The cost of the evaluations that ended in this calendar month (UTC)."""
     month = f"{datetime.now(UTC):%Y-%m}"
-    records = (record for _, record in store.json_files("evaluations/*/*/*/evaluation.json"))
-    return sum(
-        float(r.get("cost") or 0.0) for r in records if str(r.get("finished_at", "")).startswith(month)
-    )
+
+    def read() -> float:
+        records = (record for _, record in store.json_files(f"evaluations/*/*/*/{RECORD}"))
+        return sum(
+            float(r.get("cost") or 0.0) for r in records if str(r.get("finished_at", "")).startswith(month)
+        )
+
+    return _recent.get((store.scheme, store.root, month), read)
 
 
 def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> EvaluationRecord | None:
-    found = [
-        record
-        for record in store.evaluations_of(f"{name}@*", path_segment(dataset))
-        if (record.get("accelerator_class") or CPU) == accelerator
-        and record.get("samples")
-        and record.get("origin") is None  # what was imported ran on something else
-    ]
-    return max(found, key=lambda record: str(record.get("finished_at")), default=None)
+    """The last evaluation of any version of the model there on such a class; one listing finds them all."""
+    pattern = f"evaluations/{path_segment(dataset)}/{path_segment(name)}@*/*/{RECORD}"
+
+    def read() -> dict[str, EvaluationRecord]:
+        latest: dict[str, EvaluationRecord] = {}
+        for _, found in store.json_files(pattern):
+            record = cast(EvaluationRecord, found)
+            if not record.get("samples") or record.get("origin") is not None:  # imported: it ran elsewhere
+                continue
+            before = latest.get(record.get("accelerator_class") or CPU)
+            if before is None or str(record.get("finished_at")) > str(before.get("finished_at")):
+                latest[record.get("accelerator_class") or CPU] = record
+        return latest
+
+    return _recent.get((store.scheme, store.root, pattern), read).get(accelerator)
+
+
+_T = TypeVar("_T")
+
+
+class _Recent:
+    """What was read within the last `RECENT_SECONDS`, by what it is; a process plans in several threads."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], tuple[float, Any]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, ...], read: Callable[[], _T]) -> _T:
+        now = _clock()
+        with self._lock:
+            self._found = {one: of for one, of in self._found.items() if now - of[0] < RECENT_SECONDS}
+            if key in self._found:
+                found: _T = self._found[key][1]
+                return found
+        found = read()
+        with self._lock:
+            self._found[key] = now, found  # as old as the beginning of its reading
+        return found
+
+
+_clock = time.monotonic
+_recent = _Recent()
 
 
 def _wall_seconds(record: EvaluationRecord) -> float:

@@ -1,14 +1,16 @@
 """What evaluations will cost, and the budget that they must keep."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from resources.errors import UserError
+from resources.pods import costing
 from resources.pods.costing import Estimate, check_budget, estimate, estimate_all, spent_this_month
 from resources.pods.sizing import size_of_evaluating
 from resources.results import ResultsStore
+from resources.storage import Listed
 from tests.resources.pods.catalogues import catalogue, model
 
 MODEL = model(8e9)
@@ -57,6 +59,45 @@ def test_a_pod_takes_time_besides_evaluating_once(prepared: ResultsStore) -> Non
     found = estimate_all(["squad", "squad"], MODEL, SIZE, catalogue(), prepared, None)
     assert [entry.dataset for entry in found] == ["", "squad", "squad"]
     assert found[0].seconds == pytest.approx(60 + 16)
+
+
+def test_many_pods_are_sized_by_what_was_listed_once_within_a_minute(
+    prepared: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is planned when it is submitted and when it is launched. A listing for each version and
+    benchmark, and one of the whole store, each time, would hold up the sensor of a large store for minutes.
+    """
+    now, walked = [0.0], []
+    monkeypatch.setattr(costing, "_clock", lambda: now[0])
+    monkeypatch.setattr(prepared.filesystem, "glob", None)
+    listing = prepared.listing
+
+    def counted(pattern: str) -> dict[str, Listed]:
+        walked.append(pattern)
+        return listing(pattern)
+
+    monkeypatch.setattr(prepared, "listing", counted)
+
+    def planned() -> tuple[float, float]:
+        [_, found] = estimate_all(["squad"], MODEL, SIZE, catalogue(), prepared, None)
+        check_budget([found], 1e9, prepared, "run x")
+        return found.seconds, spent_this_month(prepared)
+
+    def ended(version: int, seconds: float, cost: float) -> None:
+        at = datetime.now(UTC)
+        began = (at - timedelta(seconds=seconds)).isoformat()
+        evaluation(prepared, f"m8b@{version}", finished_at=at.isoformat(), started_at=began, cost=cost)
+
+    for version in range(20):
+        ended(version, 10.0, 2.0)
+    assert [planned() for _ in range(5)] == [(100.0, 40.0)] * 5
+    assert len(walked) == 2
+    ended(20, 60.0, 0.5)
+    now[0] = 59.9
+    assert planned() == (100.0, 40.0)
+    now[0] = 60.0
+    assert planned() == (600.0, 40.5)
+    assert len(walked) == 4
 
 
 def test_a_benchmark_that_was_never_prepared_is_named(store: ResultsStore) -> None:
