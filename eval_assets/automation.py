@@ -17,7 +17,7 @@ from eval_assets.partitions import models, row_tags
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
 from resources.pods.tags import EVALUATION, IN_FLIGHT, ROW_JOB
-from resources.registries import Listing, Registry
+from resources.registries import Listing, Registry, VersionNotThereError
 from resources.results import ResultsStore
 from resources.settings import Settings
 
@@ -204,7 +204,7 @@ def mark_deleted(look: Observer, listing: Listing, known: Sequence[str]) -> None
     """Note in the store which recorded versions their registry has no more, and which it has again.
 
     Their results and partitions stay. `listing` is a full one; what it lacks is asked for once more, since
-    a registry that was not reached is not in it either.
+    a registry that was not reached, or refused, is not in it either.
     """
     there = {str(key) for key in listing.keys}
     records = look.store.model_versions()
@@ -217,10 +217,10 @@ def mark_deleted(look: Observer, listing: Listing, known: Sequence[str]) -> None
             try:
                 look.registry.revision(ModelKey.parse(key))
                 deleted = False
-            except TransientError:
-                continue
-            except UserError:
+            except VersionNotThereError:
                 pass
+            except UserError:  # its registry has not said that it isn't there
+                continue
         if deleted != bool(record.get("deleted")):
             look.store.save_model_version(key, {**record, "deleted": deleted})
 

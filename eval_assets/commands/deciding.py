@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -265,21 +265,19 @@ def forget(out: Output, model: str) -> None:
     """Remove the partition of a version that is deleted in its registry; its results stay."""
     from eval_assets.commands.runs import Runs
     from eval_assets.operations.pushgateway import forget_pushed
-    from resources.errors import TransientError, UserError
+    from resources.errors import UserError
     from resources.keys import ModelKey
+    from resources.registries import VersionNotThereError
 
     key, runs = model, Runs()
     parsed = ModelKey.parse(key)
     if key not in runs.instance.get_dynamic_partitions("model"):
         raise UserError(f"model version {key} has no partition: name one that the UI shows")
-    try:
-        runs.registry.revision(parsed)
-    except TransientError:
-        raise
-    except UserError:
-        runs.instance.delete_dynamic_partition("model", key)
-        forget_pushed(runs.settings, key)
-        out.say(f"{key}: its partition is removed; its results stay in {runs.store.root}")
-        out.document({"model": key, "partition": "removed"})
-        return
-    raise UserError(f"model version {key} is still in its registry: delete it there first")
+    with suppress(VersionNotThereError):
+        if runs.tracking.entry(parsed.name) is not None:  # what no entry names is in no registry
+            runs.registry.revision(parsed)
+            raise UserError(f"model version {key} is still in its registry: delete it there first")
+    runs.instance.delete_dynamic_partition("model", key)
+    forget_pushed(runs.settings, key)
+    out.say(f"{key}: its partition is removed; its results stay in {runs.store.root}")
+    out.document({"model": key, "partition": "removed"})

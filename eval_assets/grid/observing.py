@@ -15,7 +15,7 @@ from eval_assets.grid.tracking import Tracking, tracked
 from eval_assets.partitions import SUITE, cell_key
 from resources.errors import TransientError, UserError
 from resources.keys import ModelKey
-from resources.registries import ModelVersion, Registry
+from resources.registries import ModelVersion, Registry, VersionNotThereError
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
 
@@ -65,9 +65,9 @@ class Observer:
 
         Only `datasets` of their benchmarks count, if given. `thorough` asks the registry whether a registered
         version's files have changed and the store whether an evaluation is really there, or was deleted by
-        retention; otherwise what was recorded is believed. A model whose aliases can't be read is left out;
-        why is in `problems`, by name. New versions that `seconds` are too short for are left out until next
-        time.
+        retention; otherwise what was recorded is believed. A model whose aliases can't be read and a
+        version that its registry refuses to show are left out; why is in `problems`, by name or key. New
+        versions that `seconds` are too short for are left out until next time.
         """
         deadline = time.monotonic() + seconds
         records, verdicts = self.store.model_versions(), self.store.verdicts()
@@ -91,8 +91,11 @@ class Observer:
                     revision = self.registry.revision(ModelKey.parse(key))
                 except TransientError:
                     raise
-                except UserError:
-                    continue  # not in the registry any more
+                except VersionNotThereError:
+                    continue
+                except UserError as error:
+                    problems[key] = str(error)
+                    continue
             registered = record is not None and record.get("revision") == revision
             wanted = [key for key in entry.datasets(SUITE) if datasets is None or key in datasets]
             versions.append(

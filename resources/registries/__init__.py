@@ -87,8 +87,15 @@ class RegistryUnavailableError(TransientError):
     """The registry does not answer now; asking again later may help. The text names it and the reason."""
 
 
-class UnknownModelError(UserError):
-    """The registry does answer, and has no model of that name."""
+class VersionNotThereError(UserError):
+    """The registry does answer, and has no such version (any more).
+
+    Any other UserError (a token that is refused, a folder that isn't mounted) says nothing about that.
+    """
+
+
+class UnknownModelError(VersionNotThereError):
+    """The registry does answer, and has no model of that name: no version of it either."""
 
 
 class AliasMovedError(UserError):
@@ -116,7 +123,7 @@ class Registry(Protocol):
     def revision(self, key: ModelKey) -> str:
         """A cheap identity of the version's content: while it is the same, so are the files.
 
-        Raises UserError for a key that the registry doesn't have (any more).
+        Raises VersionNotThereError for a key that the registry doesn't have (any more), and only then.
         """
         ...
 

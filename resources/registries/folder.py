@@ -15,7 +15,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.registries import Listing, RegistryUnavailableError, Skipped, UnknownModelError
+from resources.registries import (
+    Listing,
+    RegistryUnavailableError,
+    Skipped,
+    UnknownModelError,
+    VersionNotThereError,
+)
 from resources.registries.aliases import Labels
 from resources.registries.copies import copy_version
 from resources.registries.files import (
@@ -97,7 +103,7 @@ class FolderRegistry:
     def revision(self, key: ModelKey) -> str:
         """SHA-256 over the paths, sizes and times (or an object store's checksums) of the files that count.
 
-        Raises UserError for a key that isn't there, naming the closest ones that are.
+        Raises VersionNotThereError for a key that isn't there, naming the closest ones that are.
         """
         with self._errors():
             return revision_of(_read_ones(self._files(self._known(key))))
@@ -131,6 +137,7 @@ class FolderRegistry:
         with self._errors():
             if name.startswith(".") or "/." in name or not self._fs.isdir(f"{self._base}/{name}"):
                 names = sorted({key.name for key in self.versions().keys})
+                self._check_mounted()
                 raise UnknownModelError(
                     f"model {name}: not in {self.root!r} ({_closest(name, names, 'models')})"
                 )
@@ -152,16 +159,34 @@ class FolderRegistry:
             return f"{key.name}/{key.version}"
         path = f"{self._base}/{key.name}/{key.version}"
         known = [str(k) for k in self.versions().keys]
-        if self._fs.isdir(path) and not self._fs.isfile(f"{path}/config.json"):
+        if self._fs.isdir(path) and not self._is_file(f"{path}/config.json"):
             raise UserError(f"model {key}: {path} holds no config.json; is it still being copied?")
-        raise UserError(f"model {key}: not in {self.root!r} ({_closest(str(key), known, 'versions')})")
+        self._check_mounted()
+        raise VersionNotThereError(
+            f"model {key}: not in {self.root!r} ({_closest(str(key), known, 'versions')})"
+        )
+
+    def _check_mounted(self) -> None:
+        """Raise UserError for a root with nothing in it: what should be mounted there may not be."""
+        if not self._fs.ls(self._base, detail=False):
+            raise UserError(f"models folder {self.root!r} is empty; mount what belongs there")
 
     def _is_version(self, key: ModelKey) -> bool:
         self._fs.invalidate_cache()
         parts = [*key.name.split("/"), key.version]
         folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-        shallowest = next((f for f in folders if self._fs.isfile(f"{self._base}/{f}/config.json")), None)
+        with self._errors():
+            shallowest = next((f for f in folders if self._is_file(f"{self._base}/{f}/config.json")), None)
         return shallowest == folders[-1] and not any(part.startswith(".") for part in parts)
+
+    def _is_file(self, path: str) -> bool:
+        # Not fsspec's isfile: that takes a closed door, and a store that is away, for "there is none".
+        try:
+            if self._local:
+                return stat.S_ISREG(Path(path).stat().st_mode)
+            return bool(self._fs.info(path)["type"] == "file")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _scan(self, skipped: list[Skipped]) -> list[tuple[str, Mapping[str, Seen]]]:
         """Each version's folder below the root and its files, hidden ones too where their times matter."""
@@ -283,10 +308,11 @@ class FolderRegistry:
                 f"models folder {self.root!r}: {error.filename or error} was removed while it was read"
             ) from None
         except Exception as error:  # a store's client raises what it likes: botocore's errors are no OSError
-            if self._local:
+            if self._local and not isinstance(error, OSError):
                 raise
+            reason = (self._local and getattr(error, "strerror", None)) or type(error).__name__
             raise RegistryUnavailableError(
-                f"models folder {self.root!r} can't be reached now: {type(error).__name__}"
+                f"models folder {self.root!r} can't be reached now: {reason}"
             ) from error
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from resources.errors import UserError
 from resources.keys import ModelKey, path_segment
-from resources.registries import Listing, RegistryUnavailableError, Skipped, UnknownModelError
+from resources.registries import (
+    Listing,
+    RegistryUnavailableError,
+    Skipped,
+    UnknownModelError,
+    VersionNotThereError,
+)
 from resources.registries.aliases import Labels
 from resources.registries.copies import copy_version
 from resources.registries.download import download, link_copy
@@ -177,9 +183,7 @@ class HubRegistry:
     def _exists(self, key: ModelKey) -> bool:
         try:
             self.revision(key)
-        except (RegistryUnavailableError, TokenRefusedError):
-            raise
-        except UserError:
+        except VersionNotThereError:
             return False
         return True
 
@@ -271,7 +275,10 @@ class HubRegistry:
         return _Look(tuple(key for key, _ in good), tuple(skipped), state)
 
     def _commit(self, key: ModelKey, budget: Budget) -> str:
-        """The whole SHA that a version names. Raises UserError for one that isn't there or isn't tracked."""
+        """The whole SHA that a version names.
+
+        Raises VersionNotThereError for one that isn't there or isn't tracked.
+        """
         repo = key.name
         refs = self._refs(repo, f"model {key}", budget)
         for tag in refs.tags:
@@ -279,33 +286,44 @@ class HubRegistry:
                 return tag.target
         if _HEX.fullmatch(key.version):
             near = {ref.target for ref in (*refs.branches, *refs.tags) if ref.target.startswith(key.version)}
-            near = near or self._reader.commits(repo, self._branch, key.version, budget)
+            whole = True
+            if not near:
+                near, whole = self._reader.commits(repo, self._branch, key.version, budget)
             if len(near) > 1:
                 raise UserError(
                     f"model {key}: {len(near)} commits start with {key.version}; write more digits"
                 )
             if near:
                 return near.pop()
+            if not whole:
+                raise UserError(
+                    f"model {key}: {repo} has no such tag, and none of the youngest commits of branch "
+                    f"{self._branch!r} starts so; an older one needs a tag"
+                )
         there = [f"{repo}@{tag.name}" for tag in refs.tags[-5:]]
         there += [f"{repo}@{ref.target[:_SHORT]}" for ref in refs.branches if ref.name == self._branch]
-        raise UserError(
+        raise VersionNotThereError(
             f"model {key}: {repo} has no such tag, and branch {self._branch!r} no such commit (removed, or "
             f"force-pushed?); there are, among others: {', '.join(there) or 'none'}"
         )
 
     def _refs(self, repo: str, what: str, budget: Budget) -> Refs:
-        """The refs of a tracked repository. Raises UserError, naming the closest, for another one."""
+        """The refs of a tracked repository.
+
+        Raises UnknownModelError, naming the closest, for another one; UserError where it may be private.
+        """
         tracked = repo in self._repos or self._matches(repo)
+        kind: type[UserError] = UnknownModelError
         try:
             if tracked:
                 return self._reader.refs(repo, budget)
-        except NotThereError:
-            pass
+        except NotThereError as error:
+            kind = UnknownModelError if error.told else UserError
         heads, _ = self._members(budget)
         close = difflib.get_close_matches(repo, {*self._repos, *heads} - {repo}, n=3, cutoff=0.4)
         others = f" (closest: {', '.join(close)})" if close else ""
         hidden = ", or private and HF_TOKEN is missing or has no access" if tracked else ""
-        raise UnknownModelError(f"{what}: not in {self.root}{hidden}{others}; check the name, or EVAL_MODELS")
+        raise kind(f"{what}: not in {self.root}{hidden}{others}; check the name, or EVAL_MODELS")
 
 
 def _is_name(repo: str) -> bool:

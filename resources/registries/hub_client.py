@@ -46,7 +46,11 @@ class NoAnswerError(RegistryUnavailableError):
 
 
 class NotThereError(UserError):
-    """The Hub shows no such repository: it isn't there, or not to us."""
+    """The Hub shows no such repository; unless it has `told` that there is none, it may be private."""
+
+    def __init__(self, text: str, *, told: bool) -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class TokenRefusedError(UserError):
@@ -250,7 +254,9 @@ class HubClient:
         if code == "RepoNotFound" or response.status_code in (401, 404):
             why = "HF_TOKEN has no access to it" if has_token else "HF_TOKEN is not set"
             return NotThereError(
-                f"{what}: not on {self.endpoint}, or private and {why}; check the name and HF_TOKEN"
+                f"{what}: not on {self.endpoint}, or private and {why}; check the name and HF_TOKEN",
+                # Who shows no token gets 401, whether there is such a repository or not.
+                told=code == "RepoNotFound" and response.status_code == 404,
             )
         if response.status_code == 403:
             why = "HF_TOKEN may not read it" if has_token else "HF_TOKEN is not set"

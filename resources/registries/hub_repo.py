@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated
 from urllib.parse import quote
 
@@ -130,13 +131,17 @@ class HubReader:
         for page in self._client.pages(_LISTED, "/api/models", f"organization {organization}", budget, asked):
             yield from page
 
-    def commits(self, repo: str, branch: str, prefix: str, budget: Budget) -> set[str]:
-        """The commits of a branch that start with these digits, of the youngest thousand or so."""
+    def commits(self, repo: str, branch: str, prefix: str, budget: Budget) -> tuple[set[str], bool]:
+        """The commits of a branch that start with these digits, and whether those are all.
+
+        Of a long history the youngest thousand or so are looked at.
+        """
         # The Hub itself resolves whole SHAs only.
         path = f"/api/models/{repo}/commits/{quote(branch, safe='')}"
         pages = self._client.pages(_PAST, path, f"model {repo}", budget)
-        past = (commit.id for _, page in zip(range(_HISTORY_PAGES), pages, strict=False) for commit in page)
-        return {commit for commit in past if commit.startswith(prefix)}
+        past = (commit.id for page in islice(pages, _HISTORY_PAGES) for commit in page)
+        found = {commit for commit in past if commit.startswith(prefix)}
+        return found, next(pages, None) is None
 
 
 def _that_count(files: Iterable[_File]) -> dict[str, Seen]:

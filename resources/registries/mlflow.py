@@ -23,6 +23,7 @@ from resources.registries import (
     RegistryUnavailableError,
     Skipped,
     UnknownModelError,
+    VersionNotThereError,
 )
 from resources.registries.aliases import moved_message
 from resources.registries.copies import copy_version
@@ -208,7 +209,7 @@ class MlflowRegistry:
             known = [str(k) for k in self.versions().keys]
             close = difflib.get_close_matches(str(key), known, n=3, cutoff=0.4)
             there = f"closest: {', '.join(close)}" if close else f"{len(known)} versions are there"
-            raise UserError(f"model {key}: not in MLflow at {self.root} ({there})")
+            raise VersionNotThereError(f"model {key}: not in MLflow at {self.root} ({there})")
         if version.status != "READY":
             raise UserError(
                 f"model {key}: its status in MLflow is {version.status}; register it anew or wait"
@@ -247,9 +248,9 @@ class MlflowRegistry:
                 raise UserError(
                     f"{where} can't {doing}: its answer is not MLflow's; check the URL and the token"
                 ) from None
-            status = self._asked_status() if _hides_status(error) else _status(error)
-            if status == 404 and missing_is_none:
+            if missing_is_none and _says_missing(error):
                 return
+            status = self._asked_status() if _hides_status(error) else _status(error)
             if status in (401, 403):
                 raise UserError(
                     f"{where}: not allowed to {doing} (HTTP {status}): token missing or expired; set "
@@ -354,6 +355,13 @@ def _hides_status(error: BaseException) -> bool:
     from mlflow.exceptions import RestException
 
     return isinstance(error, RestException) and "error_code" not in error.json
+
+
+def _says_missing(error: BaseException) -> bool:
+    """Whether MLflow itself has answered that there is no such thing; a gateway's 404 says nothing of it."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
 
 
 def _is_foreign(error: BaseException) -> bool:

@@ -201,6 +201,32 @@ def test_a_deleted_version_keeps_its_results_and_is_not_evaluated_again(automati
     ]  # fmt: skip
 
 
+def test_a_version_that_its_registry_refuses_to_show_is_not_taken_for_deleted(
+    automation: Automation, tmp_path: Path
+) -> None:
+    """A token that expires, or a folder that isn't mounted, would take all versions out of the grid."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(automation.project.registry / "tiny" / "1", elsewhere / "other" / "1")
+    tracked = tmp_path / "models.yaml"
+    entry = f"{{registry: {{folder: {elsewhere}}}, names: other, benchmarks: [capitals]}}"
+    tracked.write_text(f"{tracked.read_text()}  - {entry}\n")
+    automation = Automation(automation.project, automation.instance)
+    automation.until_at_rest()
+    store = automation.project.runs().store
+    elsewhere.rename(tmp_path / "unmounted")
+    for _ in ("no folder", "an empty folder, as a mount point is"):
+        automation.cursor = None  # as an hour later: everything is listed again
+        assert automation.until_at_rest() == []
+        assert not store.model_versions()["other@1"].get("deleted")
+        elsewhere.mkdir(exist_ok=True)
+    shutil.rmtree(elsewhere)
+    (tmp_path / "unmounted").rename(elsewhere)
+    shutil.rmtree(elsewhere / "other" / "1")
+    automation.cursor = None
+    assert automation.until_at_rest() == []
+    assert store.model_versions()["other@1"]["deleted"] is True
+
+
 def test_a_staged_evaluation_stops_when_decided_and_is_completed_when_it_becomes_production(
     automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,11 +210,18 @@ def test_retry_takes_up_what_was_given_up(automation: Automation) -> None:
 
 
 def test_the_partition_of_a_deleted_version_is_removed_when_asked(automation: Automation) -> None:
+    """But not that of one whose registry only can't be asked."""
     automation.until_at_rest()
     there = command("forget", "tiny@1")
     assert (there.returncode, there.stderr) == (
         2, "error: model version tiny@1 is still in its registry: delete it there first\n",
     )  # fmt: skip
+    shutil.move(automation.project.registry, automation.project.folder / "unmounted")
+    refused = command("forget", "tiny@1")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "does not exist" in refused.stderr
+    assert "tiny@1" in automation.instance.get_dynamic_partitions("model")
+    shutil.move(automation.project.folder / "unmounted", automation.project.registry)
     shutil.rmtree(automation.project.registry / "tiny" / "1")
     gone = command("forget", "tiny@1")
     assert gone.returncode == 0, gone.stderr
@@ -224,6 +231,10 @@ def test_the_partition_of_a_deleted_version_is_removed_when_asked(automation: Au
     assert again.stderr == "error: model version tiny@1 has no partition: name one that the UI shows\n"
     automation.cursor = None
     assert automation.until_at_rest() == []
+    tracked = automation.project.folder / "models.yaml"
+    tracked.write_text(tracked.read_text().replace("names: tiny", "names: another"))
+    assert command("forget", "tiny@2").returncode == 0  # no entry names it any more
+    assert list(automation.instance.get_dynamic_partitions("model")) == []
 
 
 VERDICT = {

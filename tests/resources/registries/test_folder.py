@@ -369,7 +369,7 @@ class _Failing(type(fsspec.filesystem("memory"))):  # type: ignore[misc]  # a cl
     def isdir(self, path: str) -> bool:
         return True
 
-    def isfile(self, path: str) -> bool:
+    def info(self, path: str, **options: Any) -> Mapping[str, Any]:
         raise self.error
 
 
@@ -383,10 +383,34 @@ def test_an_object_store_that_is_away_is_unavailable_and_one_that_refuses_is_tol
         with pytest.raises(RegistryUnavailableError) as error:
             ask()
         assert "secret" not in str(error.value)
+    with monkeypatch.context() as patched, pytest.raises(RegistryUnavailableError):
+        patched.setattr(_Failing, "find", lambda *_, **__: {})  # it was away for one request only
+        registry.revision(ModelKey("a", "1"))
     monkeypatch.setattr(_Failing, "error", PermissionError(13, "Access Denied", "bucket/models"))
     with pytest.raises(UserError, match="bucket/models may not be read") as refused:
         registry.versions()
     assert not isinstance(refused.value, RegistryUnavailableError)
+
+
+def test_a_folder_that_may_not_be_read_hides_its_versions_and_has_not_lost_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions that somebody changed would make every version below count as deleted."""
+    registry = _put(tmp_path, "a/1", "secret/1")
+    original = Path.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        if "/secret/" in str(path):
+            raise error
+        return original(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    error: OSError = PermissionError(13, "Permission denied", "secret/1")
+    with pytest.raises(UserError, match="secret/1 may not be read"):
+        registry.revision(ModelKey("secret", "1"))
+    error = OSError(116, "Stale file handle")
+    with pytest.raises(RegistryUnavailableError, match="can't be reached now: Stale file handle"):
+        registry.revision(ModelKey("secret", "1"))
 
 
 def test_a_folder_that_may_not_be_read_is_skipped_and_the_others_are_listed(

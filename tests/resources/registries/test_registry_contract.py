@@ -6,7 +6,7 @@ To add one: write a `Shelf` for it and a subclass of `RegistryContract` whose fi
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +17,12 @@ import pytest
 
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.registries import AliasMovedError, Registry
+from resources.registries import AliasMovedError, Registry, UnknownModelError, VersionNotThereError
 from resources.registries.aliases import Labels
 from resources.registries.folder import FolderRegistry
 from resources.registries.mlflow import MlflowRegistry
 from resources.registries.verify import measure
-from tests.resources.registries.mlflow_server import MlflowServer
+from tests.resources.registries.mlflow_server import MlflowServer, Proxy
 
 
 class Shelf(Protocol):
@@ -37,6 +37,9 @@ class Shelf(Protocol):
     def change(self, key: ModelKey, model: Path) -> None: ...
     def delete(self, key: ModelKey) -> None: ...
     def notes(self, key: ModelKey) -> Mapping[str, str]: ...
+    def refusing(self, key: ModelKey) -> Iterator[Registry]:
+        """Registries that would have the version, each of which won't say so until the next is asked for."""
+        ...
 
 
 class RegistryContract:
@@ -79,10 +82,35 @@ class RegistryContract:
         shelf.delete(gone)
         assert shelf.registry.versions().keys == (stays,)
         for ask in (shelf.registry.revision, shelf.registry.fetch):
-            with pytest.raises(UserError, match=f"model {gone}: ") as error:
+            with pytest.raises(VersionNotThereError, match=f"model {gone}: ") as error:
                 ask(gone)
             assert str(stays) in str(error.value)
             assert "\n" not in str(error.value)
+
+    def test_a_registry_that_refuses_has_not_said_that_a_version_is_gone(
+        self, shelf: Shelf, tiny_model: Path
+    ) -> None:
+        """A token that expires would take every version out of the grid."""
+        key = shelf.add("tiny", "1", tiny_model)
+        shelf.add("tiny", "2", tiny_model)
+        for registry in shelf.refusing(key):
+            with pytest.raises(UserError) as error:
+                registry.revision(key)
+            assert not isinstance(error.value, VersionNotThereError), error.value
+            assert "\n" not in str(error.value)
+
+    def test_a_registry_that_refuses_has_not_said_that_a_model_is_unknown(
+        self, shelf: Shelf, tiny_model: Path
+    ) -> None:
+        """Retention would remove the samples of what is in production."""
+        key = shelf.add("tiny", "1", tiny_model)
+        for registry in shelf.refusing(key):
+            try:
+                registry.aliases(key.name)
+            except UnknownModelError as error:
+                pytest.fail(str(error))
+            except UserError:
+                pass
 
     def test_what_is_fetched_can_be_measured_and_stays_where_it_is(
         self, shelf: Shelf, tiny_model: Path
@@ -221,6 +249,14 @@ class FolderShelf:
     def notes(self, key: ModelKey) -> Mapping[str, str]:
         return Labels(str(self.root), lambda _: True).notes(key)
 
+    def refusing(self, key: ModelKey) -> Iterator[Registry]:
+        yield FolderRegistry(str(self.root.with_name("nowhere")))
+        mount_point = self.root.with_name("mount-point")
+        mount_point.mkdir()
+        yield FolderRegistry(str(mount_point))
+        (self.root / key.name / key.version / "config.json").unlink()  # copied anew
+        yield self.registry
+
 
 class StoreShelf:
     """A folder registry in an object store."""
@@ -231,6 +267,7 @@ class StoreShelf:
         self.root = root
         self.store = fsspec.filesystem(root.partition("://")[0])
         self.store.makedirs(self.root, exist_ok=True)
+        self.cache = cache
         self.registry = FolderRegistry(self.root, cache)
 
     def add(self, name: str, version: str, model: Path) -> ModelKey:
@@ -248,6 +285,11 @@ class StoreShelf:
     def notes(self, key: ModelKey) -> Mapping[str, str]:
         return Labels(self.root, lambda _: True).notes(key)
 
+    def refusing(self, key: ModelKey) -> Iterator[Registry]:
+        yield FolderRegistry(f"{self.root}-nowhere", self.cache)
+        self.store.rm(f"{self.root}/{key.name}/{key.version}/config.json")  # copied anew
+        yield self.registry
+
 
 class MlflowShelf:
     """Models of one test on the MLflow server, by a prefix of their names."""
@@ -255,7 +297,8 @@ class MlflowShelf:
     compare_and_set = False
 
     def __init__(self, server: MlflowServer, cache: Path) -> None:
-        url = server.url
+        url = self.url = server.url
+        self.cache = cache
         self.database = server.database
         self.names: set[str] = set()
         self.prefix = uuid.uuid4().hex[:12]
@@ -308,6 +351,19 @@ class MlflowShelf:
     def notes(self, key: ModelKey) -> Mapping[str, str]:
         tags = self.client.get_model_version(key.name, key.version).tags
         return {name.removeprefix("eval."): text for name, text in tags.items() if name.startswith("eval.")}
+
+    def refusing(self, key: ModelKey) -> Iterator[Registry]:
+        proxy = Proxy(self.url)
+        registry = MlflowRegistry(proxy.url, self.cache, names=f"{self.prefix}-*")
+        gateway, page = b'{"message": "no route"}', b"<html>no such page</html>"
+        answers = (401, 403, (404, gateway), (404, page), (200, b"<html>Please log in</html>"))
+        try:
+            for proxy.faults["/get?"] in answers:
+                yield registry
+        finally:
+            proxy.close()
+        self.rewrite(key, status="FAILED_REGISTRATION")
+        yield self.registry
 
 
 class TestFolder(RegistryContract):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from resources.errors import UserError
 from resources.keys import ModelKey
-from resources.registries import Listing, Registry, RegistryUnavailableError
+from resources.registries import Listing, Registry, RegistryUnavailableError, VersionNotThereError
 from resources.registries.folder import FolderRegistry
 from resources.registries.sources import RegistrySource, RoutedRegistry, open_registries
 
@@ -63,6 +63,20 @@ def test_a_registry_that_is_down_hides_no_other_and_is_asked_again_from_where_it
     assert "a@2" in {str(key) for key in listing.keys}
     assert {skipped.reason for skipped in listing.skipped} == {"the second does not answer"}
     assert {str(key) for key in two.versions(listing.cursor).keys} >= {"b@2"}
+
+
+def test_of_several_the_one_that_a_model_belongs_to_says_whether_its_version_is_gone(
+    two: Registry, tmp_path: Path
+) -> None:
+    """One that is not mounted would lose all its versions, because the others answer."""
+    shutil.rmtree(tmp_path / "first" / "a" / "1")
+    with pytest.raises(VersionNotThereError, match="model a@1: not in"):
+        two.revision(ModelKey("a", "1"))
+    (tmp_path / "second").rename(tmp_path / "not mounted")
+    for key in (ModelKey("b", "1"), ModelKey("c", "1")):  # no entry is there for the second
+        with pytest.raises(UserError) as error:
+            two.revision(key)
+        assert not isinstance(error.value, VersionNotThereError)
 
 
 def test_the_only_registry_being_down_is_told_as_it_is(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The Hub registry keeps what every registry promises."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from resources.keys import ModelKey
@@ -39,6 +40,19 @@ class HubShelf:
 
     def notes(self, key: ModelKey) -> Mapping[str, str]:
         return Labels(str(self.base / "notes"), lambda _: True).notes(key)
+
+    def refusing(self, key: ModelKey) -> Iterator[Registry]:
+        for status in (403, 404):  # the latter without the Hub's own code, as a proxy answers
+            self.hub.fails("/refs", status)
+            yield self.registry
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("HF_TOKEN", "hf_expired")
+            yield self.registry
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+            yield self.registry
+        self.hub.repos[key.name].private = True  # and there is no token
+        yield self.registry
 
 
 class TestHub(RegistryContract):

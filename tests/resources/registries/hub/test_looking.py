@@ -7,6 +7,7 @@ import pytest
 
 from resources.errors import UserError
 from resources.keys import ModelKey
+from resources.registries import VersionNotThereError, hub_repo
 from resources.registries.hub import HubRegistry
 from tests.resources.registries.hub.server import Hub, Repo, commit_key, keys, open_registry
 
@@ -81,6 +82,26 @@ class TestLooking:
         for ask in (registry.revision, registry.fetch):
             with pytest.raises(UserError, match=rf"model {key}: .*force-pushed\?.*org/tiny@{head[:12]}"):
                 ask(key)
+
+    def test_a_repository_that_is_removed_is_told_as_gone_to_whoever_shows_a_token(
+        self, hub: Hub, repo: Repo, registry: HubRegistry, token: str
+    ) -> None:
+        """Its versions would be evaluated for ever, and `forget` would not forget them."""
+        key = commit_key(repo, repo.head)
+        del hub.repos["org/tiny"]
+        with pytest.raises(VersionNotThereError, match="org/tiny"):
+            registry.revision(key)
+
+    def test_a_commit_behind_those_that_are_looked_at_is_not_told_as_gone(
+        self, repo: Repo, registry: HubRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A version that is a year old would count as deleted because many came after it."""
+        old = commit_key(repo, repo.head)
+        repo.commit({"config.json": b"{}"})
+        monkeypatch.setattr(hub_repo, "_HISTORY_PAGES", 0)
+        with pytest.raises(UserError, match="an older one needs a tag") as error:
+            registry.revision(old)
+        assert not isinstance(error.value, VersionNotThereError)
 
     def test_an_old_commit_is_found_by_its_first_digits(self, repo: Repo, registry: HubRegistry) -> None:
         """The Hub itself resolves no abbreviation."""
