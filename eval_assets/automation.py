@@ -114,13 +114,14 @@ refresh_leaderboard = dg.define_asset_job(
 def run_request(look: Observer, request: Request, priority: str) -> dg.RunRequest:
     """The Dagster run for a request.
 
-    Its key says how many runs there were for the same before: two looks at once ask for one run, and one that
-    was interrupted or whose result was removed is asked for again.
+    Its key says which run for the same was the last before: two looks at once ask for one run, and one that
+    was interrupted or whose result was removed is asked for again, whichever runs somebody has deleted.
     """
     what = attempts.tags_of(request.tasks)
     tags = {**what, attempts.PRIORITY_TAG: priority}
     first = request.tasks[0]
-    run_key = f"{'/'.join(what.values())}/{look.instance.get_runs_count(dg.RunsFilter(tags=what))}"
+    before = look.instance.get_runs(dg.RunsFilter(tags=what), limit=1)
+    run_key = "/".join([*what.values(), before[0].run_id if before else "first"])
     match request.work:
         case Work.REGISTER:
             config = {"ops": {"register_versions": {"config": {"models": [first.model]}}}}

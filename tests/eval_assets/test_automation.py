@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import RUN_KEY_TAG
 
 from eval_assets import promotion
 from eval_assets.automation import nightly, weekly_recheck
@@ -373,6 +374,36 @@ def test_an_interrupted_run_is_asked_for_again_under_another_key(automation: Aut
     same = (again.run_requests or [])[0]
     assert same.tags == request.tags
     assert same.run_key != request.run_key
+
+
+def test_a_task_is_asked_for_again_whichever_of_its_failed_runs_somebody_has_deleted(
+    automation: Automation,
+) -> None:
+    """Dagster drops a request whose key a run has: the task would wait for ever, in silence."""
+
+    def asked() -> dg.RunRequest:
+        result = automation.tick()
+        assert isinstance(result, dg.SensorResult)
+        request = (result.run_requests or [])[0]
+        keys = {run.tags[RUN_KEY_TAG] for run in automation.instance.get_runs()}
+        assert request.run_key not in keys
+        return request
+
+    def interrupted(request: dg.RunRequest) -> str:
+        run = automation.instance.create_run_for_job(
+            automation.definitions.resolve_job_def("register_models"),
+            tags={**request.tags, RUN_KEY_TAG: request.run_key or "", attempts.INTERRUPTED_TAG: "SIGTERM"},
+            status=dg.DagsterRunStatus.STARTED,
+        )
+        automation.instance.add_run_tags(run.run_id, {attempts.PROCESS_TAG: f"elsewhere:1:{run.run_id}"})
+        automation.instance.report_run_failed(run)
+        return run.run_id
+
+    for deleted in ([0], [1], [0, 1], [1, 2]):
+        runs = [interrupted(asked()) for _ in range(3)]
+        for number in deleted:
+            automation.instance.delete_run(runs[number])
+        interrupted(asked())
 
 
 def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_it_was_killed(
