@@ -199,10 +199,8 @@ class ResultsStore(Storage):
 
         Lists the folders of that model only: a walk over everything takes seconds in a large store.
         """
-        self.filesystem.invalidate_cache()
-        for folder in self.filesystem.glob(f"{self.root}/evaluations/{dataset}"):
-            place = f"{folder[len(self.root) + 1 :]}/{path_segment(model)}"
-            for _, record in self.json_files(f"{place}/*/{RECORD}"):
+        for folder in self.matching(f"evaluations/{dataset}/{path_segment(model)}"):
+            for _, record in self.json_files(f"{folder}/*/{RECORD}"):
                 yield cast(EvaluationRecord, record)
 
     def samples(self, record: EvaluationRecord) -> list[Sample]:

@@ -1,4 +1,8 @@
-"""Files below one folder or object-store URL, each put there whole: by rename (local) or by a single put."""
+"""Files below one folder or object-store URL, each put there whole: by rename (local) or by a single put.
+
+The root may hold any characters. Much of `fsspec` (``glob``, ``cat`` of several, ``rm``, ``mv``) takes a path
+with ``[``, ``*`` or ``?`` for a pattern; what is used here does not, or not where one of them is in the path.
+"""
 
 import hashlib
 import io
@@ -9,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,6 +172,25 @@ class Storage:
                 found[path] = Listed(listing_sign(listed[full]), listed[full]["size"])
         return found
 
+    def matching(self, pattern: str) -> list[str]:
+        """The files and folders that match, sorted; a last name without ``*`` is not looked for.
+
+        Only the folders on the way are listed, where `listing` walks through an object store.
+        """
+        folder, _, name = pattern.rpartition("/")
+        found = []
+        for parent in self.matching(folder) if "*" in folder else [folder]:
+            if "*" not in name:
+                found.append(f"{parent}/{name}")
+                continue
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for full in self.filesystem.ls(f"{self.root}/{parent}", detail=False, refresh=True):
+                    path = full.rstrip("/")[len(self.root) + 1 :]
+                    # What is listed of a file is the file itself.
+                    if path.startswith(f"{parent}/") and fnmatchcase(path[len(parent) + 1 :], name):
+                        found.append(path)
+        return sorted(found)
+
     def read_all(self, paths: Sequence[str]) -> dict[str, bytes | OSError]:
         """The content of each file, or why it can't be read; many at a time from an object store.
 
@@ -174,19 +198,19 @@ class Storage:
         """
         if self.is_local:
             return {path: _content(f"{self.root}/{path}") for path in paths}
-        full = {f"{self.root}/{path}": path for path in paths}
-        found = self.filesystem.cat(list(full), on_error="return") if full else {}
+        found = self.filesystem.cat_ranges([f"{self.root}/{path}" for path in paths], None, None)
         read: dict[str, bytes | OSError] = {}
-        for name, content in found.items():
+        for path, content in zip(paths, found, strict=True):
             if isinstance(content, UserError):
                 raise content
             if isinstance(content, Exception) and not isinstance(
                 content, FileNotFoundError | PermissionError
             ):
                 raise TransientError(
-                    f"results store: can't read {name}: {' '.join(str(content).split())}; try again later"
+                    f"results store: can't read {self.root}/{path}: {' '.join(str(content).split())}; "
+                    "try again later"
                 ) from content
-            read[full[name]] = content
+            read[path] = content
         return read
 
     def put_table(self, path: str, table: pa.Table) -> None:
@@ -199,11 +223,18 @@ class Storage:
 
     def keep_only(self, folder: str, names: set[str]) -> None:
         """Remove everything in a folder but these; another process may be doing the same."""
-        with suppress(FileNotFoundError):
-            for path in self.filesystem.ls(f"{self.root}/{folder}", detail=False, refresh=True):
-                if path.rstrip("/").rsplit("/", 1)[1] not in names:
-                    with suppress(FileNotFoundError):
-                        self.filesystem.rm(path, recursive=True)
+        for path in self.matching(f"{folder}/*"):
+            if path.rsplit("/", 1)[1] not in names:
+                with suppress(FileNotFoundError):
+                    self._remove(f"{self.root}/{path}")
+
+    def _remove(self, full: str) -> None:
+        """Remove a file, or a folder with all in it."""
+        if self.is_local or not has_magic(full):
+            self.filesystem.rm(full, recursive=True)
+            return
+        for file in self.filesystem.find(full):
+            self.filesystem.rm_file(file)
 
     @contextmanager
     def writing(self, path: str) -> Iterator[None]:
@@ -260,15 +291,18 @@ def _local_listing(root: str, below: str, parts: Sequence[str]) -> Iterator[tupl
     try:
         with os.scandir(f"{root}/{below}") as entries:
             found = sorted((entry.name, entry) for entry in entries if fnmatchcase(entry.name, part))
-        for name, entry in found:
-            if rest:
-                yield from _local_listing(root, f"{below}{name}/", rest)
-            else:
-                stat = entry.stat()
-                sign = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
-                yield f"{below}{name}", Listed(sign, stat.st_size)
     except (FileNotFoundError, NotADirectoryError):
         return
+    for name, entry in found:
+        if rest:
+            yield from _local_listing(root, f"{below}{name}/", rest)
+            continue
+        try:
+            stat = entry.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # removed since it was listed
+        sign = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+        yield f"{below}{name}", Listed(sign, stat.st_size)
 
 
 def _content(path: str) -> bytes | OSError:

@@ -86,10 +86,11 @@ class EvaluationWriter:
         """
         samples: dict[str, Sample] = {}
         for path in self._paths("part-*.parquet"):
-            content = self._storage.filesystem.cat_file(path)
+            content = self._storage.filesystem.cat_file(f"{self._storage.root}/{path}")
             if _checksum(content) != path.removesuffix(".parquet").rsplit("-", 1)[1]:
+                self._storage.put(path + _DAMAGED, content)
                 with self._storage.writing(path):
-                    self._storage.filesystem.mv(path, path + _DAMAGED)
+                    self._storage.filesystem.rm_file(f"{self._storage.root}/{path}")
                 continue
             rows = pq.read_table(io.BytesIO(content)).to_pylist()
             samples.update((row["sample_id"], Sample.from_row(row)) for row in rows)
@@ -156,8 +157,7 @@ class EvaluationWriter:
         self._storage.put(f"{self._folder}/{path}", content)
 
     def _paths(self, pattern: str) -> list[str]:
-        self._storage.filesystem.invalidate_cache()
-        return sorted(self._storage.filesystem.glob(f"{self.path}/progress/{pattern}"))
+        return self._storage.matching(f"{self._folder}/progress/{pattern}")
 
 
 def content_digest(samples: pa.Table, metrics: pa.Table) -> str:

@@ -157,8 +157,7 @@ def known_models() -> list[str]:
     from resources.results import ResultsStore
     from resources.settings import Settings
 
-    store = ResultsStore(Settings.from_environment().store)
-    paths = store.filesystem.glob(f"{store.root}/models/*.json")
+    paths = ResultsStore(Settings.from_environment().store).matching("models/*.json")
     return sorted(key_of_segment(path.rsplit("/", 1)[1].removesuffix(".json")) for path in paths)
 
 

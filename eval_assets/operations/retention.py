@@ -74,6 +74,5 @@ def versions_in_use(store: ResultsStore, settings: Settings, *, ask_registry: bo
 
 def _evaluated(store: ResultsStore) -> set[str]:
     """The names of all models that have evaluations."""
-    store.filesystem.invalidate_cache()
-    paths = store.filesystem.glob(f"{store.root}/evaluations/*/*")
-    return {key_of_segment(path.rstrip("/").rsplit("/", 1)[1]).rpartition("@")[0] for path in paths}
+    paths = store.matching("evaluations/*/*")
+    return {key_of_segment(path.rsplit("/", 1)[1]).rpartition("@")[0] for path in paths}

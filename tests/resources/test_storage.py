@@ -1,5 +1,8 @@
 """Small files that are read again and again: from memory where they are the same, in bounded memory."""
 
+from fnmatch import fnmatchcase
+from pathlib import Path
+
 import pytest
 
 from resources import storage
@@ -49,3 +52,40 @@ def test_what_is_read_again_and_again_takes_bounded_memory(
     store.put_json("models/8.json", {"wins": ""})
     assert list(store.json_files("models/8.json")) == [("models/8.json", {"wins": ""})]
     assert storage._read_before._bytes == sum(len(content) for _, content in contents.values())
+
+
+def test_a_file_that_vanishes_while_its_folder_is_listed_hides_no_other(
+    store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refresh beside a writer that tidies up would take all later evaluations for removed."""
+    for name in "abc":
+        store.put_json(f"models/{name}.json", {"name": name})
+    names = fnmatchcase
+
+    def vanishing(name: str, pattern: str) -> bool:
+        if name == "b.json":
+            Path(store.root, "models", name).unlink()
+        return names(name, pattern)
+
+    monkeypatch.setattr(storage, "fnmatchcase", vanishing)
+    assert list(store.listing("models/*.json")) == ["models/a.json", "models/c.json"]
+
+
+def test_what_matches_is_found_without_listing_other_folders(
+    store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's pod is sized by its evaluations: in a store of years a walk over all takes seconds."""
+    for path in ("a/m@1/x/1", "a/n@1/x/1", "b/m@1/x/1", "b/m@2/x/1", "file"):
+        store.put(f"evaluations/{path}", b"")
+    listed: list[str] = []
+    ls = store.filesystem.ls
+
+    def counted(path: str, **options: object) -> list[str]:
+        listed.append(path[len(store.root) + 1 :])
+        return list(ls(path, **options))
+
+    monkeypatch.setattr(store.filesystem, "ls", counted)
+    found = [f"evaluations/{path}" for path in ("a/m@1", "b/m@1", "b/m@2")]
+    assert store.matching("evaluations/*/m@*") == found
+    assert sorted(listed) == ["evaluations", "evaluations/a", "evaluations/b", "evaluations/file"]
+    assert store.matching("nothing/*") == []

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from eval_assets.__main__ import main, pipes
-from eval_assets.commands.output import Output, printable
+from eval_assets.commands.output import Output, known_models, printable
 from resources.results import ResultsStore
 from tests.conftest import BENCHMARKS, ROOT
 
@@ -219,6 +219,14 @@ def test_completion_knows_commands_models_and_benchmarks(evaluated: Path) -> Non
     assert "tiny@1,tiny@2" in completed("eval-assets evaluate --models tiny@1,ti", 3)
     assert completed("eval-assets leaderboard --benchmarks capitals_", 3) == ["capitals_written"]
     assert "_EVAL_ASSETS_COMPLETE=bash_complete" in run("completion", "bash").stdout
+
+
+def test_models_are_completed_also_where_the_path_of_the_store_looks_like_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVAL_STORE", str(tmp_path / "team[a]"))
+    ResultsStore(str(tmp_path / "team[a]")).save_model_version("tiny@1", {})
+    assert known_models() == ["tiny@1"]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,18 @@ def test_a_fixed_baseline_is_kept(
     assert acted_on(store, ask_registry=False) == {"tiny@1", "org/imported@main"}
 
 
+def test_a_store_whose_path_looks_like_a_pattern_keeps_what_is_in_production(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would be known to be in production there, and the champion's samples would go."""
+    monkeypatch.setenv("EVAL_STORE", str(project.folder / "team[a]" / "store"))
+    store = ResultsStore(Settings.from_environment().store)
+    for model, days in (("tiny@1", 90), ("tiny@2", 80), ("tiny@3", 5)):
+        evaluated(store, model, days)
+    (project.registry / "tiny" / "aliases.json").write_text(json.dumps({"champion": "1"}))
+    assert acted_on(store) == {"tiny@2"}
+
+
 def test_a_model_that_the_registry_skips_keeps_its_aliases(project: Project, store: ResultsStore) -> None:
     """Its files are being copied anew, say: it is in production all the same."""
     (project.registry / "tiny" / "aliases.json").write_text(json.dumps({"champion": "1"}))
