@@ -8,7 +8,7 @@ fingerprint takes over (`resources.writer`).
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -123,10 +123,14 @@ class ResultsStore(Storage):
         self.put_json(path, record)
         return True
 
-    def forget_given_up(self, key: str) -> None:
-        """Forget what was given up of a model version or benchmark: should it be again, it is told."""
+    def forget_given_up(self, key: str, datasets: Collection[str] = ()) -> None:
+        """Forget what was given up of a model version (on these datasets, if any) or of a benchmark.
+
+        Should it be given up again, it is told.
+        """
         for path, record in self.json_files("given_up/*/*/*/*.json"):
-            if key in (record["model"], record["dataset"]):
+            of_key = key == (record["model"] or record["dataset"])
+            if of_key and (not datasets or record["dataset"] in datasets):
                 self.filesystem.rm_file(f"{self.root}/{path}")
 
     # -- evaluations ------------------------------------------------------------------------------

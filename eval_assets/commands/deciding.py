@@ -253,7 +253,7 @@ def retry(out: Output, model: str, benchmarks: Sequence[str]) -> None:
     count = clear(runs.instance, key, benchmarks)
     if not count:
         raise UserError(f"{key}: no failed runs are remembered; nothing to try again")
-    runs.store.forget_given_up(key)
+    runs.store.forget_given_up(key, benchmarks)
     out.say(f"{key}: {count} failed runs forgotten; the sensor tries again at its next look")
     out.document({"model": key, "forgotten": count})
 

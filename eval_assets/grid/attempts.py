@@ -19,12 +19,13 @@ import dagster as dg
 from sqlalchemy.exc import DBAPIError
 
 from eval_assets.grid.reconciling import Failures, Task, Work
-from eval_assets.partitions import SUITE, grid
+from eval_assets.partitions import SUITE, cell_key, grid
 from resources.errors import BusyError, TransientError, UserError
 from resources.lease import process_exists
 from resources.pods.tags import (
     AS_IT_IS,
     DATASETS_TAG,
+    EVALUATION,
     IN_FLIGHT,
     TAKEN_AWAY,
     TASKS_TAG,
@@ -42,7 +43,8 @@ PROCESS_TAG = "eval/process"
 """``host:process:run``: who executes the run. The run's id tells it from a copy."""
 FAILED_TAG = "eval/failed"
 CLEARED_TAG = "eval/cleared"
-"""The run's id, where a person said to forget its failures."""
+"""Where a person said to forget failures of the run: its id and, after a ``:``, which tasks, as
+``dataset|model``, comma-separated; without them all."""
 INTERRUPTED_TAG = "eval/interrupted"
 """On a run that was told to end before it was done: by which signal."""
 
@@ -54,6 +56,8 @@ Context: TypeAlias = dg.AssetExecutionContext | dg.OpExecutionContext
 
 REMEMBERED = timedelta(days=90)
 _REASON_CHARACTERS = 300
+_AT_ONCE = 500
+"""Events that are asked for at a time: Dagster refuses to give more than a thousand."""
 
 _OVER = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
@@ -94,7 +98,7 @@ def in_flight(instance: dg.DagsterInstance) -> set[tuple[Work, str, str]]:
 
 
 def failures(instance: dg.DagsterInstance) -> dict[Task, Failures]:
-    """The tasks that failed in the last 90 days and how, but for what a person has cleared.
+    """The tasks that failed in the last 90 days since they were last done, but for what a person cleared.
 
     A run that was interrupted (a pod that was evicted) doesn't count; one that a person cancelled is not
     tried again.
@@ -107,21 +111,58 @@ def failures(instance: dg.DagsterInstance) -> dict[Task, Failures]:
         ),
         ascending=True,
     )
-    found: dict[Task, Failures] = {}
+    failed: dict[Task, list[tuple[float, Ending]]] = {}
     for record in records:
         run = record.dagster_run
-        if run.tags.get(CLEARED_TAG) == run.run_id:
-            continue
         if run.tags.get("dagster/will_retry") == "true":
             continue  # Dagster tries it again by itself: what becomes of that run counts
         ended = record.end_time or record.update_timestamp.timestamp()
-        for failed, ending in endings(run).items():
-            if ending.how is None:
+        for task, ending in endings(run).items():
+            if ending.how is not None and not is_cleared(run, task):
+                failed.setdefault(task, []).append((ended, ending))
+    # A task that failed once waits for a minute, done since or not: most of them need not be looked up.
+    done = _last_done(
+        instance, [task for task, ends in failed.items() if len(ends) > 1 or ends[0][1].is_permanent]
+    )
+    found: dict[Task, Failures] = {}
+    for task, ends in failed.items():
+        times = 0
+        for ended, ending in ends:
+            if ended <= done.get(partition_of(task), 0.0):
                 continue
-            before = found[failed].times if failed in found else 0
-            times = max(before, 1) if ending.how == _BUSY else before + 1
-            found[failed] = Failures(times, ended, ending.reason, permanent=ending.how == _PERMANENT)
+            times = max(times, 1) if ending.how == _BUSY else times + 1
+            found[task] = Failures(times, ended, ending.reason, permanent=ending.is_permanent)
     return found
+
+
+def partition_of(task: Task) -> tuple[str, str]:
+    """The asset and its partition that the task materializes."""
+    return {
+        Work.REGISTER: ("model_version", task.model),
+        Work.PREPARE: ("benchmark", task.dataset),
+        Work.EVALUATE: (EVALUATION, str(cell_key(task.dataset, task.model))),
+        Work.JUDGE: ("promotion", task.model),
+    }[task.work]
+
+
+def _last_done(instance: dg.DagsterInstance, tasks: Iterable[Task]) -> dict[tuple[str, str], float]:
+    """When each of these was last done, if ever, by `partition_of`; a few queries, however many runs."""
+    partitions: dict[str, set[str]] = {}
+    for task in tasks:
+        asset, partition = partition_of(task)
+        partitions.setdefault(asset, set()).add(partition)
+    done = {}
+    for asset, wanted in partitions.items():
+        latest = instance.event_log_storage.get_latest_storage_id_by_partition(
+            dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, wanted
+        )
+        ids = sorted(latest.values())
+        for some in (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE)):
+            chosen = dg.AssetRecordsFilter(dg.AssetKey(asset), storage_ids=some)
+            for record in instance.fetch_materializations(chosen, limit=_AT_ONCE).records:
+                if record.partition_key is not None:
+                    done[asset, record.partition_key] = record.timestamp
+    return done
 
 
 _BUSY, _TRANSIENT, _PERMANENT = "busy", "transient", "permanent"
@@ -249,12 +290,25 @@ def clear(instance: dg.DagsterInstance, key: str, datasets: Iterable[str] = ()) 
     for run in instance.get_runs(
         dg.RunsFilter(statuses=_OVER, tags={WORK_TAG: [work.value for work in Work]})
     ):
-        of_key = [task for task in tasks_of(run) if key == (task.model or task.dataset)]
-        concerned = any(not wanted or task.dataset in wanted for task in of_key)
-        if concerned and run.tags.get(CLEARED_TAG) != run.run_id:
-            instance.add_run_tags(run.run_id, {CLEARED_TAG: run.run_id})
+        failed = [task for task in endings(run) if not is_cleared(run, task)]
+        meant = [task for task in failed if key == (task.model or task.dataset)]
+        meant = [task for task in meant if not wanted or task.dataset in wanted]
+        if meant:
+            places = [*filter(None, _cleared(run)), *map(_place, meant)]
+            instance.add_run_tags(run.run_id, {CLEARED_TAG: f"{run.run_id}:{','.join(places)}"})
             count += 1
     return count
+
+
+def is_cleared(run: dg.DagsterRun, task: Task) -> bool:
+    """Whether a person said to forget that the run failed at the task."""
+    return not {"", _place(task)}.isdisjoint(_cleared(run))
+
+
+def _cleared(run: dg.DagsterRun) -> list[str]:
+    """Which tasks a person said to forget, by place; an empty one stands for all."""
+    run_id, _, places = run.tags.get(CLEARED_TAG, "").partition(":")
+    return places.split(",") if run_id == run.run_id else []  # or it is of the run that this one tries again
 
 
 def _kind(error: Exception) -> str:

@@ -240,10 +240,9 @@ def _add_failures(readings: Readings, newest_first: Iterable[dg.RunRecord], now:
         ended = record.end_time or record.update_timestamp.timestamp()
         if now.timestamp() - ended <= DAY.total_seconds():
             recent.update((task.work.value, ending.kind) for task, ending in endings.items())
-        is_cleared = run.tags.get(attempts.CLEARED_TAG) == run.run_id
         for task in tasks:
             ending = endings.get(task)
-            if ending is None or is_cleared:
+            if ending is None or attempts.is_cleared(run, task):
                 settled.add(task.place)
             elif task.place not in settled and ending.counts:
                 place = Task(task.work, task.model, task.dataset)

@@ -16,8 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 import dagster as dg
 
-from eval_assets.grid.reconciling import Decision, Failures, Task, Work
-from eval_assets.partitions import cell_key
+from eval_assets.grid.attempts import partition_of
+from eval_assets.grid.reconciling import Decision, Failures, Task
 from resources.errors import TransientError, UserError
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -174,12 +174,7 @@ def how_to_retry(task: Task) -> str:
 
 
 def _event(task: Task, failed: Failures) -> dg.AssetObservation:
-    asset, partition = {
-        Work.REGISTER: ("model_version", task.model),
-        Work.PREPARE: ("benchmark", task.dataset),
-        Work.EVALUATE: ("evaluation", str(cell_key(task.dataset, task.model)) if task.dataset else ""),
-        Work.JUDGE: ("promotion", task.model),
-    }[task.work]
+    asset, partition = partition_of(task)
     return dg.AssetObservation(
         asset_key=asset,
         partition=partition,

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
 from eval_assets.__main__ import main
 from eval_assets.commands.deciding import junit_xml, summary_of
+from eval_assets.grid import attempts
+from eval_assets.grid.reconciling import Task, Work
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Automation, make_worse
 
@@ -207,6 +210,27 @@ def test_retry_takes_up_what_was_given_up(automation: Automation) -> None:
     )
     tokenizer.write_bytes(content)
     assert automation.until_at_rest()[-1] == ("judge_models", "tiny@2")
+
+
+def test_retry_on_some_benchmarks_leaves_the_others_given_up(automation: Automation) -> None:
+    """They would be told of again, by a message, although nobody has tried them again."""
+    store, cells = automation.project.runs().store, ["capitals", "sentences"]
+    for model in ("tiny@1", "tiny@2"):
+        for dataset in cells:
+            given_up = {"work": "evaluate", "model": model, "dataset": dataset, "fingerprint": "f"}
+            assert store.note_given_up(given_up)
+    tasks = [Task(Work.EVALUATE, "tiny@1", dataset, "f") for dataset in cells]
+    automation.instance.create_run_for_job(
+        automation.definitions.resolve_job_def("evaluate_models"),
+        tags=attempts.tags_of(tasks),
+        status=dg.DagsterRunStatus.FAILURE,
+    )
+    assert here("retry", "tiny@1", "--benchmarks", "capitals").exit_code == 0
+    left = [(record["model"], record["dataset"]) for _, record in store.json_files("given_up/*/*/*/*.json")]
+    assert left == [("tiny@1", "sentences"), ("tiny@2", "capitals"), ("tiny@2", "sentences")]
+    assert set(attempts.failures(automation.instance)) == {tasks[1]}
+    store.forget_given_up("capitals")  # as a benchmark: no cell on it was tried again
+    assert len(list(store.json_files("given_up/*/*/*/*.json"))) == 3
 
 
 def test_the_partition_of_a_deleted_version_is_removed_when_asked(automation: Automation) -> None:

@@ -15,6 +15,7 @@ from eval_assets.definitions import definitions
 from eval_assets.grid import attempts
 from eval_assets.grid.reconciling import Decision, Failures, Task, Work
 from eval_assets.operations.notifications import report_given_up
+from eval_assets.partitions import cell_key
 from resources.errors import BusyError, TransientError, UserError
 from resources.results import ResultsStore
 from resources.settings import Settings
@@ -69,6 +70,38 @@ def test_failures_are_counted_but_for_waiting_on_another_process(
     found = attempts.failures(instance)
     assert set(found) == {ARC}
     assert (found[ARC].times, found[ARC].permanent) == (times, permanent)
+
+
+def test_what_was_done_since_it_failed_begins_anew(project: Project, instance: dg.DagsterInstance) -> None:
+    """Three Sundays that failed, each mended by a night, and the next lost result would be given up at once."""
+    done = dg.AssetMaterialization("evaluation", partition=str(cell_key(ARC.dataset, ARC.model)))
+    for error in (TransientError("x"), TransientError("x"), UserError("mend it")):
+        say(instance, run_of(instance, attempts.tags_of([ARC, SQUAD])), {ARC: error, SQUAD: error})
+        if isinstance(error, UserError):
+            assert attempts.failures(instance)[ARC].permanent
+        instance.report_runless_asset_event(done)
+    found = attempts.failures(instance)
+    assert {task: failed.times for task, failed in found.items()} == {SQUAD: 3}
+    say(instance, run_of(instance, attempts.tags_of([ARC])), {ARC: TransientError("x")})
+    again = attempts.failures(instance)[ARC]
+    assert (again.times, again.permanent) == (1, False)
+
+
+def test_what_is_cleared_on_one_benchmark_stays_given_up_on_the_others(
+    project: Project, instance: dg.DagsterInstance
+) -> None:
+    """A person who mended one benchmark would start hours of what fails on another, and of another model."""
+    other = Task(Work.EVALUATE, "a@1", "squad", "3")
+    run = run_of(instance, attempts.tags_of([ARC, other, SQUAD]))
+    say(instance, run, dict.fromkeys([ARC, other, SQUAD], UserError("mend it")))
+    assert attempts.clear(instance, "a@1", ["arc"]) == 1
+    assert set(attempts.failures(instance)) == {other, SQUAD}
+    assert attempts.clear(instance, "a@1", ["arc"]) == 0
+    assert attempts.clear(instance, "a@1") == 1
+    assert set(attempts.failures(instance)) == {SQUAD}
+    instance.add_run_tags(run.run_id, {attempts.CLEARED_TAG: run.run_id})  # of all its tasks, as once
+    assert attempts.failures(instance) == {}
+    assert attempts.clear(instance, "b@1") == 0
 
 
 def test_a_run_that_is_executed_again_does_not_inherit_what_the_first_one_said(

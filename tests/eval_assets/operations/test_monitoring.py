@@ -139,7 +139,12 @@ def test_a_success_ends_a_row_of_failures(project: Project, instance: dg.Dagster
 
 
 def test_what_a_person_cleared_is_no_failure_any_more(project: Project, instance: dg.DagsterInstance) -> None:
-    say(instance, run_of(instance, attempts.tags_of([CAPITALS])), {CAPITALS: UserError("x")})
+    both = [CAPITALS, SENTENCES]
+    say(instance, run_of(instance, attempts.tags_of(both)), dict.fromkeys(both, UserError("x")))
+    attempts.clear(instance, "tiny@1", ["capitals"])
+    assert values(read_instance(instance), "failures_in_a_row") == {
+        ("evaluate", "tiny", "1", "sentences", "yes"): 1
+    }
     attempts.clear(instance, "tiny@1")
     assert values(read_instance(instance), "failures_in_a_row") == {}
 
