@@ -189,15 +189,6 @@ class ResultsStore(Storage):
         """Remove what a process left that was killed between an evaluation's commit and its end."""
         self.keep_only(self._folder_of(record), COMMITTED)
 
-    def records(self) -> Iterator[tuple[str, EvaluationRecord]]:
-        """``(folder, record)`` of every committed evaluation, in the order of their folders."""
-        self.filesystem.invalidate_cache()
-        for path in sorted(self.filesystem.glob(f"{self.root}/evaluations/*/*/*/{RECORD}")):
-            folder = path.rsplit("/", 1)[0]
-            record = self.evaluation(folder[len(self.root) + 1 :])
-            if record is not None:
-                yield folder, record
-
     def evaluations_of(self, model: str, dataset: str = "*") -> Iterator[EvaluationRecord]:
         """The committed evaluations of a model version, in any order.
 

@@ -9,7 +9,7 @@ at different looks make looks more alike than the levels reckon with, which errs
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -112,21 +112,11 @@ def verdict_at(comparison: Comparison, tolerance: float, stage: Mapping[str, Any
     return verdict(comparison, tolerance)
 
 
-def crossing_probability(shares: Sequence[float], critical_values: Sequence[float]) -> float:
-    """The chance that a Brownian motion B has ``B(t) / sqrt(t)`` above the critical value at some share t.
+class _Walk:
+    """A Brownian motion that was stopped wherever it had crossed: the density of what still goes on.
 
     By recursive integration (Armitage, McPherson and Rowe 1969) with Gauss-Legendre nodes.
     """
-    walk, total = _Walk(), 0.0
-    for share, value in zip(shares, critical_values, strict=True):
-        bound = value * math.sqrt(share)
-        total += walk.above(share, bound)
-        walk = walk.stopped(share, bound)
-    return total
-
-
-class _Walk:
-    """A Brownian motion that was stopped wherever it had crossed: the density of what still goes on."""
 
     def __init__(self, time: float = 0.0, nodes: Floats | None = None, weights: Floats | None = None) -> None:
         self.time = time

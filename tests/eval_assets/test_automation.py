@@ -28,6 +28,7 @@ from resources.pods.tags import TASKS_TAG
 from resources.records import EvaluationRecord
 from resources.results import ResultsStore
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import SENTENCES, Automation, make_worse, track
 from tests.resources.registries.mlflow_server import MlflowServer
@@ -193,7 +194,7 @@ def test_a_deleted_version_keeps_its_results_and_is_not_evaluated_again(automati
     assert automation.until_at_rest() == []
     store = automation.project.runs().store
     assert store.model_versions()["tiny@1"]["deleted"] is True
-    assert "tiny@1" in {record["model"] for _, record in store.records()}
+    assert "tiny@1" in {record["model"] for record in committed_in(store)}
     assert automation.instance.has_dynamic_partition("model", "tiny@1")
     catalog = Catalog(store)
     catalog.refresh()
@@ -242,7 +243,7 @@ def test_a_staged_evaluation_stops_when_decided_and_is_completed_when_it_becomes
     assert automation.aliases() == {"champion": "2"}
     store = automation.project.runs().store
     records: dict[str, list[EvaluationRecord]] = {}
-    for _, record in store.records():
+    for record in committed_in(store):
         if record["dataset"] == "sentences":
             records.setdefault(record["model"], []).append(record)
     assert [record["samples"] for record in records["tiny@1"]] == [len(SENTENCES)]
@@ -460,5 +461,5 @@ def test_a_daemon_takes_versions_in_a_real_mlflow_all_the_way_and_goes_on_after_
     assert store.verdicts()[f"{name}@3"]["status"] == "failed"
     assert shelf.registry.aliases(name) == {"champion": "2"}
     until(lambda: shelf.notes(ModelKey(name, "3")).get("verdict") == "failed")
-    samples = [record["evaluation_id"] for _, record in store.records()]
+    samples = [record["evaluation_id"] for record in committed_in(store)]
     assert len(samples) == len(set(samples)) == 3

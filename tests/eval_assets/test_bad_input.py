@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 
@@ -99,7 +100,7 @@ def test_inputs_longer_than_the_context_are_cut_and_counted(project: Project) ->
     runs = project.registered("tiny@1")
     for request in runs.missing(runs.cells(["tiny@1"], ["capitals"])):
         runs.evaluate(request)
-    ((_, record),) = runs.store.records()
+    (record,) = committed_in(runs.store)
     assert record["samples_truncated"] == 1
     assert record["status"] == "valid"
     cut = [s for s in runs.store.samples(record) if s.truncated_tokens]

@@ -11,6 +11,7 @@ import pytest
 
 from resources.catalog import Catalog
 from resources.results import ResultsStore
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 from tests.eval_assets.suite.test_adding_a_benchmark import titled_blocks
@@ -53,7 +54,7 @@ def test_the_demo_grid_of_real_models_and_rows(
     assert "12 of 12 cells to evaluate, 48 samples." in printed
     assert "4 of 10,042" in printed
     store = ResultsStore(str(tmp_path / "store"))
-    records = {(r["model"], r["dataset"]): r for _, r in store.records()}
+    records = {(r["model"], r["dataset"]): r for r in committed_in(store)}
     assert len(records) == 12
     assert {r["status"] for r in records.values()} == {"valid"}
     assert {r["samples"] for r in records.values()} == {4}

@@ -17,6 +17,7 @@ from eval_assets.partitions import cell_key, row_tags
 from resources.engines.transformers_engine import TransformersEngine
 from resources.records import Sample
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.eval_assets.conftest import Project
 
 DATASETS = ["capitals", "capitals_written", "sentences"]
@@ -95,7 +96,7 @@ def test_forcing_evaluates_again_and_comes_out_the_same(project: Project, loads:
     evaluate(runs, ["tiny@1"])
     evaluate(runs, ["tiny@1"], ["capitals"], force=True)
     assert loads == ["tiny/1", "tiny/1"]
-    first, second = [r for _, r in runs.store.records() if r["dataset"] == "capitals"]
+    first, second = [r for r in committed_in(runs.store) if r["dataset"] == "capitals"]
     assert first["evaluation_id"].endswith("-1")
     assert second["evaluation_id"].endswith("-2")
     assert runs.store.samples(first) == runs.store.samples(second)
@@ -106,7 +107,7 @@ def test_a_cell_carries_what_the_ui_plots_and_shows(project: Project, instance: 
     runs = project.registered("tiny@1")
     evaluate(runs, ["tiny@1"])
     metadata = events(instance, "capitals|tiny@1")[0].metadata
-    record = next(r for _, r in runs.store.records() if r["dataset"] == "capitals")
+    record = next(r for r in committed_in(runs.store) if r["dataset"] == "capitals")
     assert record["score"] is not None
     assert metadata["score"].value == record["score"]["value"]
     assert metadata["metric/acc_norm"].value == record["metrics"]["acc_norm"]
@@ -148,7 +149,7 @@ def test_a_limit_takes_a_subset_that_a_larger_limit_contains(
     evaluate(runs, ["tiny@1"], ["capitals"])
     monkeypatch.setenv("EVAL_LIMIT", "7")
     evaluate(project.runs(), ["tiny@1"], ["capitals"])
-    few, more = sorted((r for _, r in runs.store.records()), key=lambda r: r["samples"])
+    few, more = sorted(committed_in(runs.store), key=lambda r: r["samples"])
     assert (few["samples"], more["samples"], more["items_available"]) == (3, 7, 12)
     ids = [{s.sample_id for s in runs.store.samples(record)} for record in (few, more)]
     assert ids[0] < ids[1]
@@ -165,7 +166,7 @@ def test_a_model_that_yields_nan_fails_its_checks_and_gets_no_score(
         assert outcome["finite"] is False
         assert outcome["score_in_range"] is False
         assert outcome["complete"] is True
-    record = next(r for _, r in runs.store.records() if r["dataset"] == "capitals")
+    record = next(r for r in committed_in(runs.store) if r["dataset"] == "capitals")
     assert record["status"] == "invalid"
     assert record["score"] is None
     assert record["samples_with_error"] == 12
@@ -210,7 +211,7 @@ def test_a_row_with_a_gap_leaves_what_lies_between_as_it_was(
     runs.evaluate_cells("tiny@1", ["capitals", "sentences"])
     assert materialized(instance) == {f"{dataset}|tiny@1" for dataset in DATASETS}
     assert len(checks(instance, "capitals_written|tiny@1")) == 6
-    assert len(list(runs.store.records())) == 3
+    assert len(committed_in(runs.store)) == 3
     assert [event.metadata["reused"].value for event in events(instance, "capitals_written|tiny@1")] == [
         True,
         False,
@@ -229,7 +230,7 @@ def test_cancelling_a_row_starts_none_of_its_other_cells(
     monkeypatch.setattr(TransformersEngine, "loglikelihoods", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs.evaluate_cells("tiny@1", DATASETS)
-    assert list(runs.store.records()) == []
+    assert committed_in(runs.store) == []
     run = runs.instance.get_runs(limit=1)[0]
     assert run.status == dg.DagsterRunStatus.CANCELED
 
@@ -298,7 +299,7 @@ def test_an_evaluation_resumed_with_another_batch_size_has_the_same_samples(
     monkeypatch.setenv("EVAL_BATCH_TOKENS", "64")
     runs = project.runs()
     runs.evaluate_cells("tiny@1", ["capitals"], force=True)
-    first, second = (record for _, record in runs.store.records())
+    first, second = committed_in(runs.store)
     assert (second["samples_resumed"], second["interruptions"]) == (50, 1)
     for found, expected in zip(runs.store.samples(second), runs.store.samples(first), strict=True):
         assert found.sample_id == expected.sample_id

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from resources.results import ResultsStore
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 from tests.eval_assets.evaluating.test_evaluator import run
@@ -100,7 +101,7 @@ def test_a_command_that_met_a_full_disk_is_repeated_once_there_is_space(project:
         sys.executable, "-m", "eval_assets", "evaluate", "--models", "tiny@1", "--benchmarks", "capitals",
     ]  # fmt: skip
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
-    ((_, expected),) = runs.store.records()
+    (expected,) = committed_in(runs.store)
     used = sum(-(-path.stat().st_size // 4096) * 4096 for path in prepared.rglob("*") if path.is_file())
     disk, saved = project.folder / "disk", project.folder / "saved"
     done = on_a_small_disk(
@@ -117,6 +118,6 @@ def test_a_command_that_met_a_full_disk_is_repeated_once_there_is_space(project:
     assert line.startswith("error: ")
     assert "No space left on device" in line
     assert "\n" not in line
-    ((_, record),) = ResultsStore(str(saved)).records()
+    (record,) = committed_in(ResultsStore(str(saved)))
     assert record["content_digest"] == expected["content_digest"]
     assert record["metrics"] == expected["metrics"]

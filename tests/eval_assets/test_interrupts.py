@@ -26,6 +26,7 @@ from eval_assets.grid.attempts import INTERRUPTED_TAG
 from eval_assets.partitions import row_tags
 from resources.results import ResultsStore
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 from tests.eval_assets.evaluating.test_evaluator import run
@@ -164,7 +165,7 @@ def test_a_command_that_is_told_to_end_goes_on_where_it_stopped(
     assert stopped.tags[INTERRUPTED_TAG] == number.name
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    ((_, record),) = runs.store.records()
+    (record,) = committed_in(runs.store)
     assert (record["samples"], record["interruptions"]) == (1512, 1)
     assert record["samples_resumed"] == left["ended"]["samples"] > 0
     assert len({sample.sample_id for sample in runs.store.samples(record)}) == 1512
@@ -229,5 +230,5 @@ def test_an_evicted_run_worker_is_shown_as_interrupted_and_its_retry_goes_on(
         run_id, process = worker(runs)
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 0, output
-        ((_, record),) = runs.store.records()
+        (record,) = committed_in(runs.store)
         assert (record["run_id"], record["samples_resumed"], record["interruptions"]) == (run_id, kept, 1)

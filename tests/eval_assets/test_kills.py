@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 
@@ -117,7 +118,7 @@ def test_an_evaluation_killed_twenty_times_ends_as_an_undisturbed_one(
     driver = Driver()
     try:
         assert not driver.run()
-        ((_, expected),) = store.records()
+        (expected,) = committed_in(store)
         samples = store.samples(expected)
         folder = Path(store.root, "evaluations")
         folder.rename(undisturbed)
@@ -127,7 +128,7 @@ def test_an_evaluation_killed_twenty_times_ends_as_an_undisturbed_one(
         draw.shuffle(first)
         left = [PHASES[-1]] * (KILLS // len(PHASES)) + first
         most_in_one = 0
-        while left or not list(store.records()):
+        while left or not committed_in(store):
             killed = False
             if left:
                 numbers = {"loading": 1, "scoring": draw.randint(1, 60), "writing": draw.randint(1, 3)}
@@ -137,7 +138,7 @@ def test_an_evaluation_killed_twenty_times_ends_as_an_undisturbed_one(
                 driver.run()
             if killed:
                 left.pop()
-            for _, record in store.records():
+            for record in committed_in(store):
                 # Also of one that was killed when its record was written already.
                 assert record["content_digest"] == expected["content_digest"]
                 assert record["metrics"] == expected["metrics"]

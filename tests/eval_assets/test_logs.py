@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.deployments.manifests import KUBERNETES, build, named
 from tests.eval_assets.conftest import Project
@@ -49,7 +50,7 @@ def test_the_lines_of_a_real_run_name_run_cell_and_version(
     assert done.returncode == 0, done.stderr
     lines = lines_of(done.stderr)
     [run] = instance.get_runs(dg.RunsFilter(job_name="evaluate_models"))
-    evaluations = {record["dataset"]: record["evaluation_id"] for _, record in runs.store.records()}
+    evaluations = {record["dataset"]: record["evaluation_id"] for record in committed_in(runs.store)}
     told = {
         (line["run_id"], line["model"], line["dataset"], line["evaluation_id"])
         for line in lines

@@ -7,6 +7,7 @@ import pytest
 
 from eval_assets.definitions import definitions
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.eval_assets.conftest import Automation, Project
 
 
@@ -31,7 +32,7 @@ def test_what_is_named_is_evaluated_with_its_limit_from_nothing(
     config = {"models": ["tiny@*"], "benchmarks": ["capitals*"], "limit": 3}
     result = launch(instance, "evaluate_on_demand", "evaluate_named", config)
     assert result.success
-    records = [record for _, record in project.runs().store.records()]
+    records = committed_in(project.runs().store)
     assert sorted((record["model"], record["dataset"], record["samples"]) for record in records) == [
         (model, dataset, 3) for model in ("tiny@1", "tiny@2") for dataset in ("capitals", "capitals_written")
     ]
@@ -43,7 +44,7 @@ def test_force_evaluates_again(project: Project, instance: dg.DagsterInstance) -
     config = {"models": ["tiny@1"], "benchmarks": ["capitals"]}
     for force in (False, False, True):
         assert launch(instance, "evaluate_on_demand", "evaluate_named", {**config, "force": force}).success
-    assert len(list(project.runs().store.records())) == 2
+    assert len(committed_in(project.runs().store)) == 2
     checks = instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(dg.AssetKey("evaluation"), "reproduced"), limit=5
     )

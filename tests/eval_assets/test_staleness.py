@@ -13,6 +13,7 @@ from eval_assets.partitions import cell_key
 from resources.catalog import Catalog
 from resources.engines.transformers_engine import TransformersEngine
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.eval_assets.conftest import Automation, Project
 
 CELLS = [("capitals", "tiny@1"), ("sentences", "tiny@1"), ("capitals", "tiny@2"), ("sentences", "tiny@2")]
@@ -138,7 +139,7 @@ def test_a_new_instance_on_an_old_store_is_filled_without_computing_anything(
         runs.evaluate(request)
     assert stale_cells(runs.instance) == {}
     assert runs.missing(runs.cells(models, datasets)) == []
-    assert len(list(runs.store.records())) == 4
+    assert len(committed_in(runs.store)) == 4
 
 
 def test_a_verdict_is_stale_once_one_of_its_cells_has_changed(

@@ -14,6 +14,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from resources import spans
+from tests.committed import committed_in
 from tests.eval_assets.conftest import Project
 from tests.servers import free_port
 
@@ -100,7 +101,7 @@ def test_a_trace_says_where_a_runs_time_went(
     assert children["run"] == {"fetch", "cell"}
     assert children["capitals"] == {"load", "prefill", "score", "commit"}
     assert children["capitals_written"] == {"load", "prefill", "decode", "score", "commit"}
-    record = next(r for _, r in runs.store.records() if r["dataset"] == "capitals_written")
+    record = next(r for r in committed_in(runs.store) if r["dataset"] == "capitals_written")
     [cell] = [
         span for span in collector.spans
         if span.name == "cell" and attributes(span)["dataset"] == "capitals_written"
@@ -160,6 +161,6 @@ def test_a_collector_in_trouble_neither_fails_nor_holds_up_an_evaluation(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         runs = project.registered("tiny@1")
         runs.evaluate_cells("tiny@1", ["capitals"])
-    assert len(list(runs.store.records())) == 1
+    assert len(committed_in(runs.store)) == 1
     [at_the_end] = waited
     assert at_the_end < 2

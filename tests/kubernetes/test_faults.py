@@ -14,6 +14,7 @@ import pytest
 
 from resources.pods.cluster import Cluster as PodCluster
 from resources.pods.cluster import ClusterSilentError
+from tests.committed import committed_in
 from tests.kubernetes.clients import connect
 from tests.kubernetes.clients import job as job_manifest
 from tests.kubernetes.clients import pod as pod_manifest
@@ -63,7 +64,7 @@ def all_succeed(lab: Lab, cells: list[str], seconds: float = 240.0) -> list[dg.D
     )
     evaluated = [(dataset, model) for dataset, model, _ in lab.evaluated()]
     assert sorted(evaluated) == sorted(tuple(key.split("|")) for key in cells)
-    for _, record in lab.store.records():
+    for record in committed_in(lab.store):
         samples = [sample.sample_id for sample in lab.store.samples(record)]
         assert len(samples) == len(set(samples)) == record["items_available"]
     return runs
@@ -124,7 +125,7 @@ def test_an_evicted_run_keeps_what_it_has_and_is_tried_again(lab: Lab) -> None:
     lab.cluster.evict(lab.pod(run.run_id))
     runs = all_succeed(lab, [key])
     assert statuses(runs) == {"SUCCESS": 1, "FAILURE": 1}
-    (record,) = (record for _, record in lab.store.records())
+    (record,) = committed_in(lab.store)
     assert record["samples_resumed"] > 0
 
 

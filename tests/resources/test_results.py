@@ -18,6 +18,7 @@ from resources.records import SAMPLE_SCHEMA, Estimate, EvaluationRecord, Finding
 from resources.registries.folder import FolderRegistry
 from resources.results import AlreadyCommittedError, Cell, ResultsStore
 from resources.writer import COMMITTED, content_digest
+from tests.committed import committed_in
 
 CELL = Cell("hellaswag", "org/model@1", "ab" * 32)
 METRICS = [
@@ -72,11 +73,11 @@ def test_an_evaluation_exists_only_once_its_record_is_written(store: ResultsStor
     """A reader must never see half an evaluation, whatever its writer was doing when it died."""
     with store.writer(CELL) as writer:
         writer.append([sample(0)])
-        assert list(store.records()) == []
+        assert committed_in(store) == []
         assert store.committed(CELL) is None
         record = writer.commit([sample(1), sample(0)], METRICS, findings())
         folder = Path(writer.path)
-    assert [found for _, found in store.records()] == [record]
+    assert committed_in(store) == [record]
     assert store.committed(CELL) == record
     assert [s.index for s in store.samples(record)] == [0, 1]
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -146,7 +147,7 @@ def test_a_committed_evaluation_is_not_written_again_unless_forced(store: Result
     committed = store.committed(CELL)
     assert committed is not None
     assert committed["samples"] == 2
-    assert len(list(store.records())) == 2
+    assert len(committed_in(store)) == 2
 
 
 def test_a_second_process_on_the_same_cell_gets_one_clear_line(store: ResultsStore) -> None:

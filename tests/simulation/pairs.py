@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from eval_assets.statistics import Floats
 from resources.records import EvaluationRecord
 from resources.results import ResultsStore
+from tests.committed import committed_in
 
 AGREEMENT = Path(__file__).with_name("agreement.json")
 
@@ -88,7 +89,7 @@ def of_store(root: str) -> Iterator[Agreement]:
     store = ResultsStore(root)
     seen: set[Agreement] = set()
     latest: dict[tuple[str, str, str], EvaluationRecord] = {}
-    for _, record in store.records():
+    for record in committed_in(store):
         bounds = record["score"] is not None and record["higher_is_better"] is not None
         if bounds and record["task"] != "perplexity":
             latest[record["dataset"], record["model_name"], record["model_version"]] = record

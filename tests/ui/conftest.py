@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from eval_assets.commands.runs import Runs
 from tests import browser as chromium
+from tests.committed import committed_in
 from tests.conftest import BENCHMARKS, ROOT
 from tests.tiny import make_model
 from tests.ui.pages import Console, choose_cells, open_partitions
@@ -40,7 +41,7 @@ class Site:
 
     def committed(self) -> set[str]:
         """The cells (``dataset|model``) with a committed evaluation."""
-        return {f"{record['dataset']}|{record['model']}" for _, record in self.runs.store.records()}
+        return {f"{record['dataset']}|{record['model']}" for record in committed_in(self.runs.store)}
 
 
 def tiny_project(folder: Path, patch: pytest.MonkeyPatch, **settings: str) -> Runs:

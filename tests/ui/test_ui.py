@@ -13,6 +13,7 @@ from eval_assets.gates import check_specs
 from eval_assets.leaderboard import leaderboard
 from eval_assets.publishing import report
 from resources.records import EvaluationRecord
+from tests.committed import committed_in
 from tests.ui.conftest import DATASETS, HOSTILE, MODELS, REPORT_URL, Save, Site
 from tests.ui.pages import Console, choose_cells, metadata, metadata_keys, open_partitions
 
@@ -23,7 +24,7 @@ CELLS = {f"{dataset}|{model}" for dataset in DATASETS for model in MODELS}
 def record(site: Site, cell: str) -> EvaluationRecord:
     """The committed record of a cell."""
     dataset, model = cell.split("|")
-    return next(r for _, r in site.runs.store.records() if (r["dataset"], r["model"]) == (dataset, model))
+    return next(r for r in committed_in(site.runs.store) if (r["dataset"], r["model"]) == (dataset, model))
 
 
 def until(condition: Callable[[], bool], seconds: float, page: Page) -> None:
@@ -116,7 +117,7 @@ def test_the_checks_of_a_cell_are_listed_with_their_outcome(
             expect(row).to_contain_text("Failed" if name == "above_chance" and chance else "Passed")
     save(page, "7-check-history")
     page.get_by_role("tab", name="Partitions").last.click()
-    scores = [r["score"] for _, r in store.records() if r["dataset"] == "capitals"]
+    scores = [r["score"] for r in committed_in(store) if r["dataset"] == "capitals"]
     guessing = sum(score is not None and score["value"] <= 0.25 for score in scores)
     expect(page.get_by_text(f"Passed ({4 - guessing})")).to_be_visible()
     expect(page.get_by_text(f"Failed ({guessing})", exact=True)).to_be_visible()

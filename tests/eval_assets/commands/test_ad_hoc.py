@@ -24,6 +24,7 @@ from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.registries.one_folder import OneFolderRegistry
 from resources.results import ResultsStore
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project, make_worse
 from tests.resources.registries.hub.server import running
@@ -193,7 +194,7 @@ def test_a_key_of_the_configured_registry_needs_no_instance_either(
 def test_limit_and_key_are_arguments(folder: Path, tmp_path: Path) -> None:
     [record] = evaluate(str(folder), ["capitals"], limit=4, key="team/model@7")
     assert (record["samples"], record["model"]) == (4, "team/model@7")
-    assert [one["model"] for _, one in ResultsStore(str(tmp_path / ".eval")).records()] == ["team/model@7"]
+    assert [one["model"] for one in committed_in(ResultsStore(str(tmp_path / ".eval")))] == ["team/model@7"]
 
 
 @pytest.mark.parametrize(

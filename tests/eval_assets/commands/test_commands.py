@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from eval_assets.__main__ import main, pipes
 from eval_assets.commands.output import Output, known_models, printable
 from resources.results import ResultsStore
+from tests.committed import committed_in
 from tests.conftest import BENCHMARKS, ROOT
 
 CELLS = [(dataset, f"tiny@{n}") for dataset in ("capitals", "capitals_written") for n in (1, 2)]
@@ -67,7 +68,7 @@ def test_the_leaderboard_can_be_filtered_and_counted_on_as_json(evaluated: Path)
     every = document("leaderboard")
     assert [(cell["benchmark"], cell["model"]) for cell in every] == CELLS
     store = ResultsStore(str(evaluated / "store"))
-    record = next(r for _, r in store.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@1"))
+    record = next(r for r in committed_in(store) if (r["dataset"], r["model"]) == ("capitals", "tiny@1"))
     scores = [sample.scores["acc"] for sample in store.samples(record)]
     assert (every[0]["metric"], every[0]["value"], every[0]["n"]) == (
         "acc", pytest.approx(sum(scores) / len(scores)), len(scores),
@@ -83,7 +84,7 @@ def test_the_leaderboard_can_be_filtered_and_counted_on_as_json(evaluated: Path)
 
 def test_samples_are_found_by_score_group_text_and_id(evaluated: Path) -> None:
     store = ResultsStore(str(evaluated / "store"))
-    record = next(r for _, r in store.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@1"))
+    record = next(r for r in committed_in(store) if (r["dataset"], r["model"]) == ("capitals", "tiny@1"))
     samples = store.samples(record)
     wrong = [sample.sample_id for sample in samples if sample.scores["acc"] < 0.5]
     assert 0 < len(wrong) < len(samples)
@@ -175,7 +176,7 @@ def test_a_preview_is_what_the_model_was_asked(evaluated: Path) -> None:
     """A preview of its own making would calm whoever looks for a mistake in a template."""
     store = ResultsStore(str(evaluated / "store"))
     for dataset in ("capitals", "capitals_written"):
-        record = next(r for _, r in store.records() if (r["dataset"], r["model"]) == (dataset, "tiny@1"))
+        record = next(r for r in committed_in(store) if (r["dataset"], r["model"]) == (dataset, "tiny@1"))
         sample = store.samples(record)[2]
         shown = document("benchmarks", "preview", dataset, "--item", "2", "--model", "tiny@1")
         (prompt,) = {request.get("context", request.get("prompt")) for request in shown["requests"]}

@@ -11,6 +11,7 @@ from eval_assets.grid.attempts import PROCESS_TAG
 from eval_assets.partitions import row_tags
 from resources import interrupts
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 
@@ -73,7 +74,7 @@ def test_cells_that_another_run_is_evaluating_are_left_to_it_and_said(
     assert result.returncode == 0, result.stderr
     assert "1 of 2 cells are being evaluated by other runs." in result.stdout
     assert "1 of 2 cells to evaluate" in result.stdout
-    assert {record["dataset"] for _, record in project.runs().store.records()} == {"sentences"}
+    assert {record["dataset"] for record in committed_in(project.runs().store)} == {"sentences"}
 
 
 def test_a_signal_that_dagster_took_and_forgot_still_ends_the_command(

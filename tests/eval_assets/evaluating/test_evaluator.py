@@ -24,6 +24,7 @@ from resources.records import Sample
 from resources.registries import ModelVersion
 from resources.results import Cell, EvaluationWriter, ResultsStore
 from resources.writer import COMMITTED
+from tests.committed import committed_in
 from tests.eval_assets.fake_engine import FakeEngine
 
 SCORING = ScoringSettings(bertscore_model="", bertscore_layers=None)
@@ -273,7 +274,7 @@ def test_what_progress_raises_within_the_models_pass_is_not_swallowed(
 
     with pytest.raises(type(error)):
         run(store, FakeEngine(), on_progress=fail)
-    assert sum(1 for _ in store.records()) == 0
+    assert committed_in(store) == []
     _, outcome = run(store, FakeEngine())
     assert outcome.record["samples_resumed"] >= 20
 

@@ -25,6 +25,7 @@ from resources.datasets import read_rows
 from resources.errors import UserError
 from resources.records import Estimate, EvaluationRecord, MetricRow, Output, Sample
 from resources.results import Cell, ResultsStore
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Project
 from tests.resources.test_results import findings
@@ -40,7 +41,7 @@ def imported(store: ResultsStore, *paths: Path, **options: Any) -> Imported:
 
 
 def records(store: ResultsStore) -> dict[str, EvaluationRecord]:
-    return {record["dataset"]: record for _, record in store.records()}
+    return {record["dataset"]: record for record in committed_in(store)}
 
 
 def results(path: Path) -> dict[str, Any]:

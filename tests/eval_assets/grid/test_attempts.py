@@ -73,7 +73,7 @@ def test_failures_are_counted_but_for_waiting_on_another_process(
 
 
 def test_what_was_done_since_it_failed_begins_anew(project: Project, instance: dg.DagsterInstance) -> None:
-    """Three Sundays that failed, each mended by a night, and the next lost result would be given up at once."""
+    """Three Sundays that failed, each with a success after it, and the next lost result would be given up."""
     done = dg.AssetMaterialization("evaluation", partition=str(cell_key(ARC.dataset, ARC.model)))
     for error in (TransientError("x"), TransientError("x"), UserError("mend it")):
         say(instance, run_of(instance, attempts.tags_of([ARC, SQUAD])), {ARC: error, SQUAD: error})

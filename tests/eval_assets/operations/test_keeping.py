@@ -22,6 +22,7 @@ from resources.retention import RetentionPolicy, apply, plan, take_inventory
 from resources.retention.policy import Kind
 from resources.retention.texts import without_texts
 from resources.settings import Settings
+from tests.committed import committed_in
 from tests.eval_assets.conftest import Project
 from tests.resources.test_results import findings
 
@@ -128,7 +129,7 @@ def test_an_alias_that_moved_since_the_plan_keeps_its_version(project: Project, 
     done = retain(planned, store, settings, why="quarterly")
     assert len(planned.actions) == 3
     assert [line.split(": ", 1)[1] for line in done.skipped] == ["kept meanwhile: the alias champion"]
-    assert {record["model"] for _, record in store.records()} == {"tiny@2", "tiny@3", "org/imported@new"}
+    assert {record["model"] for record in committed_in(store)} == {"tiny@2", "tiny@3", "org/imported@new"}
     assert {str(action.kind) for action in planned.actions} == {str(Kind.DELETE)}
 
 
@@ -149,7 +150,7 @@ def test_comparisons_checks_and_reuse_go_on_without_the_texts(
         plan(take_inventory(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w"
     )
     assert done.skipped == ()
-    stripped = {record["model"] for _, record in runs.store.records() if record.get("retention")}
+    stripped = {record["model"] for record in committed_in(runs.store) if record.get("retention")}
     assert stripped == {"tiny@1"}
     for dataset in datasets:
         after = compare_cells(runs.look.cells, "tiny@2", "tiny@1", dataset)
@@ -179,10 +180,10 @@ def test_the_nightly_schedule_does_not_bring_back_what_was_deleted(
     in_ten_years = datetime.now(UTC) + timedelta(days=3650)
     policy = RetentionPolicy(versions=1, texts_days=1, delete_days=1)
     apply(plan(take_inventory(runs.store, {}, in_ten_years), policy, in_ten_years), runs.store, why="w")
-    assert [record["model"] for _, record in runs.store.records()] == ["tiny@2"]
+    assert [record["model"] for record in committed_in(runs.store)] == ["tiny@2"]
     assert wanted() == set()
     runs.evaluate_cells("tiny@1", ["capitals"])  # a person who asks for it gets it
-    assert {record["model"] for _, record in runs.store.records()} == {"tiny@1", "tiny@2"}
+    assert {record["model"] for record in committed_in(runs.store)} == {"tiny@1", "tiny@2"}
     shutil.rmtree(Path(runs.store.root, "evaluations", "capitals", "tiny@1"))  # lost, and not on purpose
     assert wanted() == {("tiny@1", "capitals")}
 

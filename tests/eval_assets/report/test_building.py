@@ -23,6 +23,7 @@ from resources.records import EvaluationRecord
 from resources.results import ResultsStore
 from resources.retention.texts import without_texts
 from resources.storage import parquet
+from tests.committed import committed_in
 from tests.eval_assets.report.stores import choice_sample, commit, usual_store
 
 
@@ -186,7 +187,7 @@ def test_a_version_is_compared_with_the_one_before_it_also_where_nobody_has_judg
     record = third(usual)
     first = build_report(usual)
     page = "comparisons/capitals/tiny@3/tiny@2.html"
-    [before] = [r for _, r in usual.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@2")]
+    [before] = [r for r in committed_in(usual) if (r["dataset"], r["model"]) == ("capitals", "tiny@2")]
     sides = [{s.sample_id: s.scores["acc"] for s in usual.samples(one)} for one in (before, record)]
     wins = sum(sides[1][key] > sides[0][key] for key in sides[0])
     losses = sum(sides[1][key] < sides[0][key] for key in sides[0])

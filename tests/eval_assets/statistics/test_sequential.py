@@ -1,6 +1,7 @@
 """Looks against published boundaries, and decisions that stop early without being wrong more often."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,12 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from eval_assets.statistics.sequential import Looks, crossing_probability, decide
+from eval_assets.statistics.sequential import Looks, _Walk, decide
 from eval_assets.statistics.verdicts import ERROR, Comparison, Scores, compare, family_verdict, verdict
 
 
 def equally_spaced(looks: int) -> tuple[float, ...]:
     return tuple((index + 1) / looks for index in range(looks))
+
+
+def crossing_probability(shares: Sequence[float], critical_values: Sequence[float]) -> float:
+    """The chance that a Brownian motion B has ``B(t) / sqrt(t)`` above the critical value at some share t."""
+    walk, total = _Walk(), 0.0
+    for share, value in zip(shares, critical_values, strict=True):
+        bound = value * math.sqrt(share)
+        total += walk.above(share, bound)
+        walk = walk.stopped(share, bound)
+    return total
 
 
 def counted(wins: int, losses: int, n: int) -> Comparison:

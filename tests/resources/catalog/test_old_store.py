@@ -12,6 +12,7 @@ import pytest
 
 from resources.catalog import Catalog, Refresh
 from resources.results import ResultsStore
+from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.resources.catalog.test_catalogue import query
 
@@ -65,7 +66,7 @@ def test_every_evaluation_of_an_old_store_is_in_the_catalogue(old: ResultsStore)
 
 
 def test_the_samples_of_an_old_evaluation_are_read_as_todays(old: ResultsStore) -> None:
-    for _, record in old.records():
+    for record in committed_in(old):
         samples = old.samples(record)
         assert len(samples) == record["samples"]
         assert all(sample.scores for sample in samples)
@@ -92,7 +93,7 @@ def test_stores_of_the_first_stages_open_too(
         ("sentences", "tiny@2", "word_perplexity", perplexities[1], 4, "valid"),
     ]
     assert query(catalog, "SELECT count(*), count(prompt), count(error) FROM samples") == [(56, 56, 0)]
-    for _, record in old.records():
+    for record in committed_in(old):
         samples = old.samples(record)
         assert len(samples) == record["samples"]
         assert all(sample.scores for sample in samples)

@@ -24,6 +24,7 @@ from resources.results import Cell, ResultsStore, chat_fingerprint
 from resources.retention import Applied, Plan, RetentionPolicy, apply, measured, plan, take_inventory
 from resources.retention.applying import AUDIT, audit_lines, last_audits
 from resources.storage import Storage
+from tests.committed import committed_in
 from tests.resources.test_results import findings
 
 NOW = datetime(2026, 6, 15, tzinfo=UTC)
@@ -133,7 +134,7 @@ def test_each_thing_gets_what_the_policy_says(store: ResultsStore) -> None:
     assert done.skipped == ()
     here = {name for name, record in made.items() if (folder_of(store, record) / "evaluation.json").exists()}
     assert here == {"new", "old", "champion", "before", "referenced", "only one"}
-    records = {record["model"]: record for _, record in store.records()}
+    records = {record["model"]: record for record in committed_in(store)}
     assert {model for model, record in records.items() if "retention" in record} == {"m@5", "m@4"}
     after = contents(store)
     for name in ("new", "champion", "before", "only one"):
@@ -188,7 +189,7 @@ def test_removing_texts_keeps_every_number(store: ResultsStore) -> None:
 def test_the_record_says_what_was_removed_when_why_and_by_which_audit(store: ResultsStore) -> None:
     made = filled(store)
     done = applied(store)
-    record = next(record for _, record in store.records() if record["model"] == "m@5")
+    record = next(record for record in committed_in(store) if record["model"] == "m@5")
     assert record["content_digest"] == made["old"]["content_digest"]
     assert record["retention"]["content_digest"] != record["content_digest"]
     assert record["retention"]["removed"] == [
@@ -308,7 +309,7 @@ def test_what_became_needed_since_it_was_planned_is_left_alone(
         "kept meanwhile: the last move of champion", "a verdict or comparison rests on it meanwhile",
         "a process is at work on it", "an evaluation refers to them meanwhile",
     }  # fmt: skip
-    records = {record["model"] for _, record in store.records() if "retention" in record}
+    records = {record["model"] for record in committed_in(store) if "retention" in record}
     assert records == {"m@4"}
     assert {p for p in before if p not in contents(store) and "lease" not in p} == set()
 
@@ -456,7 +457,7 @@ def test_it_works_in_an_object_store(bucket: str) -> None:
     records = [evaluated(store, f"m@{number}", days) for number, days in enumerate((200, 50, 1))]
     done = apply(planned(store), store, why="w", clock=lambda: NOW)
     assert done.skipped == ()
-    assert {record["model"]: "retention" in record for _, record in store.records()} == {
+    assert {record["model"]: "retention" in record for record in committed_in(store)} == {
         "m@1": True,
         "m@2": False,
     }
@@ -573,7 +574,7 @@ def test_what_an_interrupted_run_had_not_begun_is_planned_anew(tmp_path: Path, k
         store, was_killed = killed(first, str(moment), moment)
         if not was_killed:
             break
-        before = {record["evaluation_id"] for _, record in store.records() if "retention" not in record}
+        before = {record["evaluation_id"] for record in committed_in(store) if "retention" not in record}
         fresh = None
         if store.was_deleted(Cell("squad", "m@1", made["very old"]["fingerprint"])) and (
             store.committed(Cell("squad", "m@1", made["very old"]["fingerprint"])) is None
@@ -586,11 +587,11 @@ def test_what_an_interrupted_run_had_not_begun_is_planned_anew(tmp_path: Path, k
         }  # fmt: skip
         half_done += len(actions)
         applied(store, keep)
-        left = {record["evaluation_id"] for _, record in store.records() if "retention" not in record}
+        left = {record["evaluation_id"] for record in committed_in(store) if "retention" not in record}
         assert left == before, f"killed before change {moment}"
         assert fresh is None or store.samples(fresh)[0].prompt
         assert planned(store, keep).actions == ()
-        for _, record in store.records():
+        for record in committed_in(store):
             assert (store.samples(record)[0].prompt == "") == ("retention" in record)
             assert "content_digest" in record.get("retention", {"content_digest": ""})
     assert half_done > 0

@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from eval_assets.report.text import visible
 from resources.records import EvaluationRecord
+from tests.committed import committed_in
 from tests.servers import free_port, serving
 from tests.ui.conftest import Save
 from tests.ui.report.conftest import A4_LANDSCAPE, Open, Report, one_of_each_kind, open_items, ready
@@ -162,13 +163,14 @@ def test_items_that_differ_are_shown_side_by_side_word_by_word(
 
 
 def records(report: Report, model: str) -> list[EvaluationRecord]:
-    return [r for _, r in report.store.records() if (r["dataset"], r["model"]) == ("capitals_written", model)]
+    every = committed_in(report.store)
+    return [r for r in every if (r["dataset"], r["model"]) == ("capitals_written", model)]
 
 
 def test_samples_are_filtered_by_score_group_and_text(evaluated: Report, opened: Open) -> None:
     page = opened(evaluated.address("cells/capitals/tiny@1.html"))
     [record] = [
-        r for _, r in evaluated.store.records() if (r["dataset"], r["model"]) == ("capitals", "tiny@1")
+        r for r in committed_in(evaluated.store) if (r["dataset"], r["model"]) == ("capitals", "tiny@1")
     ]
     samples = evaluated.store.samples(record)
     status = page.locator(".items [role=status]")
