@@ -103,13 +103,18 @@ class Catalog:
 
         Where the store can't be written, a copy in a temporary folder of this machine is refreshed, which
         `connect` then opens. Raises BusyError where another process refreshes for minutes, TransientError
-        where the disk is full or an object store doesn't answer.
+        where the disk is full or an object store doesn't answer, UserError for a folder with a ``?``.
         """
         _elsewhere.pop(self._store.root, None)
         if not self._store.is_local:
             with tempfile.TemporaryDirectory(prefix=".", dir=copies.own_folder(self._store)) as folder:
                 return self._refresh_remote(Path(folder))
         root = Path(self._store.root)
+        if "?" in self._store.root:
+            raise UserError(
+                f"no catalogue can be made in {root}: DuckDB takes '?' for the beginning of options; "
+                "name a folder without one in EVAL_STORE"
+            )
         try:
             return self._refresh_in(root, root / CATALOG)
         except PermissionError:

@@ -77,8 +77,7 @@ def test_what_was_done_since_it_failed_begins_anew(project: Project, instance: d
     done = dg.AssetMaterialization("evaluation", partition=str(cell_key(ARC.dataset, ARC.model)))
     for error in (TransientError("x"), TransientError("x"), UserError("mend it")):
         say(instance, run_of(instance, attempts.tags_of([ARC, SQUAD])), {ARC: error, SQUAD: error})
-        if isinstance(error, UserError):
-            assert attempts.failures(instance)[ARC].permanent
+        assert attempts.failures(instance)[ARC].permanent is not isinstance(error, TransientError)
         instance.report_runless_asset_event(done)
     found = attempts.failures(instance)
     assert {task: failed.times for task, failed in found.items()} == {SQUAD: 3}
