@@ -9,8 +9,8 @@ import dagster as dg
 from pydantic import Field
 
 from eval_assets.grid import attempts
-from eval_assets.grid.observing import Observer
-from eval_assets.grid.reconciling import Policy, Request, Task, Work, reconcile
+from eval_assets.grid.observing import Observer, in_turn
+from eval_assets.grid.reconciling import Policy, Request, Task, Work, World, reconcile
 from eval_assets.model_versions import register, registration
 from eval_assets.operations.notifications import report_given_up
 from eval_assets.partitions import models, row_tags
@@ -176,7 +176,7 @@ def new_model_versions(
     }
     for skipped in listing.skipped:
         context.log.info(f"{skipped.place} was skipped: {skipped.reason}")
-    _tell(context, problems)
+    _tell(context, problems, world)
     context.log.info(
         f"{len(listing.keys)} versions listed, {len(fresh)} of them new; {len(decision.requests)} runs "
         f"requested, {decision.left} more left, {len(decision.waiting)} tasks wait for another try, "
@@ -191,10 +191,14 @@ def new_model_versions(
 
 
 def _tell(
-    context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext, problems: Mapping[str, str]
+    context: dg.SensorEvaluationContext | dg.ScheduleEvaluationContext,
+    problems: Mapping[str, str],
+    world: World,
 ) -> None:
     for name, reason in problems.items():
         context.log.warning(f"model {name} is left alone until this is put right: {reason}")
+    for what in world.not_looked_at:
+        context.log.warning(what)
 
 
 def _is_tracked(look: Observer, key: ModelKey) -> bool:
@@ -205,16 +209,19 @@ def mark_deleted(look: Observer, listing: Listing, known: Sequence[str]) -> None
     """Note in the store which recorded versions their registry has no more, and which it has again.
 
     Their results and partitions stay. `listing` is a full one; what it lacks is asked for once more, since
-    a registry that was not reached, or refused, is not in it either.
+    a registry that was not reached, or refused, is not in it either; in turns, as far as there is time.
     """
+    deadline = time.monotonic() + LOOK_SECONDS
     there = {str(key) for key in listing.keys}
     records = look.store.model_versions()
-    for key in known:
+    for key in in_turn(known, RELIST_SECONDS):
         record = records.get(key)
         if record is None:
             continue
         deleted = key not in there
         if deleted:
+            if time.monotonic() > deadline:
+                continue
             try:
                 look.registry.revision(ModelKey.parse(key))
                 deleted = False
@@ -258,10 +265,9 @@ def nightly(
     except TransientError as error:
         yield dg.SkipReason(str(error))
         return
-    _tell(context, problems)
+    _tell(context, problems, world)
     for version in world.versions:
-        record = store.model_version(version.model)
-        if record is not None and not version.registered:
+        if not version.registered and (record := store.model_version(version.model)) is not None:
             # Its files are not those that were recorded: the sensor registers it again.
             store.save_model_version(version.model, {**record, "revision": ""})
     decision = reconcile(world, Policy(requests_at_once=NIGHTLY_REQUESTS))
@@ -295,7 +301,7 @@ def weekly_recheck(
     except TransientError as error:
         yield dg.SkipReason(str(error))
         return
-    _tell(context, problems)
+    _tell(context, problems, world)
     for version in world.versions:
         if version.model not in champions or not version.registered:
             continue

@@ -153,6 +153,19 @@ class ResultsStore(Storage):
             self.exists(f"{self._folder(cell, attempt)}/{DELETED}") for attempt in self._attempts(cell)
         )
 
+    def evaluated(self, dataset: str) -> set[tuple[str, str]]:
+        """``(model, first digits of the fingerprint)`` of a benchmark's evaluations, from one listing.
+
+        Those are the ones that `committed` or `was_deleted` would find, cell by cell.
+        """
+        found = set()
+        for path in self.listing(f"evaluations/{path_segment(dataset)}/*/*/*"):
+            _, _, model, attempt, file = path.split("/")
+            match = _EVALUATION_ID.fullmatch(attempt)
+            if match and file in (RECORD, DELETED):
+                found.add((key_of_segment(model), match["fingerprint"]))
+        return found
+
     @contextmanager
     def writer(self, cell: Cell, *, force: bool = False, owner: str = "") -> "Iterator[EvaluationWriter]":
         """Hold the cell for one writer, on its unfinished evaluation if there is one.

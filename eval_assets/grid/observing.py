@@ -1,7 +1,7 @@
 """What there is: registries, the store and Dagster's instance, read into a `reconciling.World`."""
 
 import time
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence, Sized
 from dataclasses import dataclass
 
 import dagster as dg
@@ -18,6 +18,11 @@ from resources.keys import ModelKey
 from resources.registries import ModelVersion, Registry, VersionNotThereError
 from resources.results import Cell, ResultsStore
 from resources.settings import Settings
+
+_FOR_REGISTRIES = 2 / 3
+"""The share of a thorough look's time that registries are asked in; then the store is."""
+_NIGHT = 86_400.0
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def data_versions(instance: dg.DagsterInstance, asset: str) -> Mapping[str, str]:
@@ -65,37 +70,35 @@ class Observer:
 
         Only `datasets` of their benchmarks count, if given. `thorough` asks the registry whether a registered
         version's files have changed and the store whether an evaluation is really there, or was deleted by
-        retention; otherwise what was recorded is believed. A model whose aliases can't be read and a
-        version that its registry refuses to show are left out; why is in `problems`, by name or key. New
-        versions that `seconds` are too short for are left out until next time.
+        retention; otherwise what was recorded is believed, as it is where `seconds` are too short
+        (`World.not_looked_at`). A new version is left out then until next time. So are a model whose aliases
+        can't be read and a version that its registry refuses to show; why is in `problems`, by name or key.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         records, verdicts = self.store.model_versions(), self.store.verdicts()
         shown = data_versions(self.instance, "model_version")
         problems = {} if problems is None else problems
         production = self.production(keys, problems)
         readable = [key for key in keys if ModelKey.parse(key).name not in problems]
         baselines = self.baselines(readable, production)
+        chosen = [
+            key
+            for key in self._with_baselines(readable, baselines)
+            if self.tracking.entry(ModelKey.parse(key).name) and not records.get(key, {}).get("deleted")
+        ]
+        revisions = {key: str(records.get(key, {}).get("revision", "")) for key in chosen}
+        to_ask = [key for key in chosen if thorough or not revisions[key]]
+        if thorough:
+            to_ask = in_turn(to_ask, _NIGHT)
+        asked = self._ask(to_ask, began + seconds * (_FOR_REGISTRIES if thorough else 1.0), problems)
+        revisions.update(asked)
         versions: list[Version] = []
-        for key in self._with_baselines(readable, baselines):
+        for key, revision in revisions.items():
             name = ModelKey.parse(key).name
             entry = self.tracking.entry(name)
             record = records.get(key)
-            if entry is None or (record is not None and record.get("deleted")):
+            if entry is None or not revision:
                 continue
-            revision = str(record.get("revision", "")) if record is not None else ""
-            if thorough or not revision:
-                if time.monotonic() > deadline:
-                    continue
-                try:
-                    revision = self.registry.revision(ModelKey.parse(key))
-                except TransientError:
-                    raise
-                except VersionNotThereError:
-                    continue
-                except UserError as error:
-                    problems[key] = str(error)
-                    continue
             registered = record is not None and record.get("revision") == revision
             wanted = [key for key in entry.datasets(SUITE) if datasets is None or key in datasets]
             versions.append(
@@ -109,7 +112,28 @@ class Observer:
                     verdicts[key]["fingerprint"] if key in verdicts else None,
                 )
             )
-        return self._with_cells(versions, records, thorough, failures)
+        late = _for_want_of_time(to_ask, asked, "versions were not looked at in their registries")
+        until = began + seconds if thorough else None
+        return self._with_cells(versions, records, until, failures, late)
+
+    def _ask(
+        self, keys: Sequence[str], deadline: float, problems: MutableMapping[str, str]
+    ) -> dict[str, str]:
+        """What the registry says of the files of those that there is time for; "" for one to leave alone."""
+        found: dict[str, str] = {}
+        for key in keys:
+            if time.monotonic() > deadline:
+                break
+            found[key] = ""
+            try:
+                found[key] = self.registry.revision(ModelKey.parse(key))
+            except TransientError:
+                raise
+            except VersionNotThereError:
+                pass
+            except UserError as error:
+                problems[key] = str(error)
+        return found
 
     def production(
         self, keys: Sequence[str], problems: MutableMapping[str, str] | None = None
@@ -173,9 +197,11 @@ class Observer:
         self,
         versions: Sequence[Version],
         records: Mapping[str, Mapping[str, object]],
-        thorough: bool,
+        deadline: float | None,
         failures: Mapping[Task, Failures] | None,
+        late: Sequence[str],
     ) -> World:
+        """With the cells of these versions; up to the deadline, if there is one, the store is asked, too."""
         cells = self.cells
         needed = {dataset for version in versions for dataset in version.datasets}
         signatures = {key: source_signature(SUITE[key], self.settings.data_mirror) for key in needed}
@@ -186,6 +212,9 @@ class Observer:
             if record is not None and record["source_signature"] == signatures[key]:
                 prepared |= {key} if shown.get(key) == record["fingerprint"] else set()
         evaluated = data_versions(self.instance, "evaluation")
+        there = {} if deadline is None else self._evaluated(prepared, deadline)
+        if deadline is not None:
+            late = [*late, *_for_want_of_time(prepared, there, "benchmarks' results were not looked for")]
         asked: dict[tuple[object, str], PreparedBenchmark] = {}
         fingerprints: dict[tuple[str, str], str] = {}
         finished = set()
@@ -202,7 +231,7 @@ class Observer:
                 fingerprints[version.model, dataset] = fingerprint
                 shown_one = evaluated.get(str(cell_key(dataset, version.model)))
                 if any(
-                    cell.fingerprint == shown_one and (not thorough or self._is_there(cell))
+                    cell.fingerprint == shown_one and _is_in(there, cell)
                     for _, cell in cells.accepted(model, asked[place], version.baseline)
                 ):
                     finished.add((version.model, dataset, fingerprint))
@@ -215,8 +244,37 @@ class Observer:
             finished=finished,
             in_flight=attempts.in_flight(self.instance),
             failures=attempts.failures(self.instance) if failures is None else failures,
+            not_looked_at=tuple(late),
         )
 
-    def _is_there(self, cell: Cell) -> bool:
-        """Whether a cell's evaluation is committed, or was until retention deleted it on purpose."""
-        return self.store.committed(cell) is not None or self.store.was_deleted(cell)
+    def _evaluated(self, datasets: Iterable[str], deadline: float) -> dict[str, set[tuple[str, str]]]:
+        """`ResultsStore.evaluated` of each benchmark that there is time for."""
+        found = {}
+        for dataset in in_turn(sorted(datasets), _NIGHT):
+            if time.monotonic() > deadline:
+                break
+            found[dataset] = self.store.evaluated(dataset)
+        return found
+
+
+def _is_in(there: Mapping[str, Collection[tuple[str, str]]], cell: Cell) -> bool:
+    """Whether a cell's evaluation is among those of its benchmark, where these were looked for."""
+    return cell.dataset not in there or (cell.model, cell.fingerprint[:16]) in there[cell.dataset]
+
+
+def _for_want_of_time(wanted: Sized, done: Sized, what: str) -> list[str]:
+    lacking = len(wanted) - len(done)
+    if not lacking:
+        return []
+    told = f"{lacking:,} of {len(wanted):,} {what}, for want of time"
+    return [f"{told}: what is recorded of them counts until a later look"]
+
+
+def in_turn(all_of_them: Sequence[str], seconds: float) -> list[str]:
+    """The same, begun elsewhere every so many seconds: what there is no time for now is among the first soon.
+
+    Steps of the golden section spread the beginnings evenly, without a memory: where there is time for an
+    n-th of them, each is among the first within 2n turns.
+    """
+    start = int(len(all_of_them) * (time.time() // seconds * _GOLDEN % 1))
+    return [*all_of_them[start:], *all_of_them[:start]]

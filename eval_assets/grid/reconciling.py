@@ -104,6 +104,8 @@ class World:
     in_flight: Set[tuple[Work, str, str]]
     """`Task.place` of what is queued or running."""
     failures: Mapping[Task, Failures] = field(default_factory=dict)
+    not_looked_at: tuple[str, ...] = ()
+    """What there was no time to look at, in words for a person; of that what was recorded is believed."""
 
 
 @dataclass(frozen=True, slots=True)

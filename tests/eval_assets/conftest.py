@@ -16,6 +16,8 @@ from eval_assets.automation import new_model_versions
 from eval_assets.commands.runs import Runs
 from eval_assets.definitions import definitions
 from eval_assets.grid import attempts
+from resources.keys import ModelKey
+from resources.registries.folder import FolderRegistry
 from resources.settings import Settings
 from tests.conftest import BENCHMARKS, ROOT
 from tests.tiny import make_model
@@ -104,6 +106,38 @@ def changed_copy(source: Path, target: Path, change: Callable[[torch.Tensor], to
 def make_worse(source: Path, target: Path) -> None:
     """A copy that shouts: every text is far less likely."""
     changed_copy(source, target, lambda weight: weight * 30)
+
+
+class Clock:
+    """In the place of a module's `time`: it stands still but for what a test adds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.day = 20_000
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.day * 86_400.0 + self.now
+
+
+class SlowRegistry(FolderRegistry):
+    """A folder registry, each of whose answers takes 5 s of a clock; or it fails as told."""
+
+    SECONDS = 5.0
+
+    def __init__(self, root: str, clock: Clock, failure: Exception | None = None) -> None:
+        super().__init__(root)
+        self.asked: list[str] = []
+        self._clock, self._failure = clock, failure
+
+    def revision(self, key: ModelKey) -> str:
+        self.asked.append(str(key))
+        self._clock.now += self.SECONDS
+        if self._failure is not None:
+            raise self._failure
+        return "as it was"
 
 
 SENSOR_RESOURCES = ("registry", "store", "settings")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from dagster._core.storage.tags import RUN_KEY_TAG
 
 from eval_assets import promotion
-from eval_assets.automation import nightly, weekly_recheck
+from eval_assets.automation import LOOK_SECONDS, mark_deleted, nightly, weekly_recheck
 from eval_assets.definitions import definitions
 from eval_assets.grid import attempts
 from eval_assets.grid.observing import Observer
@@ -26,11 +27,12 @@ from resources.catalog import Catalog
 from resources.keys import ModelKey
 from resources.pods.tags import TASKS_TAG
 from resources.records import EvaluationRecord
+from resources.registries import Listing, RegistryUnavailableError
 from resources.results import ResultsStore
 from resources.settings import Settings
 from tests.committed import committed_in
 from tests.conftest import ROOT
-from tests.eval_assets.conftest import SENTENCES, Automation, make_worse, track
+from tests.eval_assets.conftest import SENTENCES, Automation, Clock, SlowRegistry, make_worse, track
 from tests.resources.registries.mlflow_server import MlflowServer
 from tests.resources.registries.test_registry_contract import MlflowShelf
 from tests.ui.server import dagster_dev
@@ -120,7 +122,6 @@ def test_an_alias_that_a_person_moves_while_a_version_is_judged_stays_where_they
 def test_a_registry_that_is_down_is_one_skip_and_nothing_is_forgotten(
     automation: Automation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resources.registries import RegistryUnavailableError
     from resources.registries.folder import FolderRegistry
 
     automation.tick()
@@ -227,6 +228,21 @@ def test_a_version_that_its_registry_refuses_to_show_is_not_taken_for_deleted(
     automation.cursor = None
     assert automation.until_at_rest() == []
     assert store.model_versions()["other@1"]["deleted"] is True
+
+
+def test_a_registry_that_is_slow_to_say_what_is_deleted_does_not_use_up_the_look(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster ends a look after 60 s: a registry of a thousand versions that is down would end each one."""
+    runs = automation.project.runs()
+    known = [f"tiny@{number}" for number in range(100)]
+    for key in known:
+        runs.store.save_model_version(key, {"digest": key})
+    clock = Clock()
+    monkeypatch.setattr("eval_assets.automation.time", clock)
+    registry = SlowRegistry(str(automation.project.registry), clock, RegistryUnavailableError("down"))
+    mark_deleted(replace(runs.look, registry=registry), Listing((), ""), known)
+    assert clock.now <= LOOK_SECONDS + SlowRegistry.SECONDS
 
 
 def test_a_staged_evaluation_stops_when_decided_and_is_completed_when_it_becomes_production(

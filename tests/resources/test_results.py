@@ -75,10 +75,13 @@ def test_an_evaluation_exists_only_once_its_record_is_written(store: ResultsStor
         writer.append([sample(0)])
         assert committed_in(store) == []
         assert store.committed(CELL) is None
+        assert store.evaluated("hellaswag") == set()
         record = writer.commit([sample(1), sample(0)], METRICS, findings())
         folder = Path(writer.path)
     assert committed_in(store) == [record]
     assert store.committed(CELL) == record
+    assert store.evaluated("hellaswag") == {("org/model@1", "abababababababab")}
+    assert store.evaluated("squad") == set()
     assert [s.index for s in store.samples(record)] == [0, 1]
     assert sorted(path.name for path in folder.iterdir()) == [
         "evaluation.json", "metrics.parquet", "samples.parquet",

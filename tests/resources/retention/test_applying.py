@@ -336,6 +336,7 @@ def test_of_what_was_deleted_a_note_stays_until_it_is_evaluated_again(store: Res
     cell = Cell("squad", "m@1", made["very old"]["fingerprint"])
     assert store.committed(cell) is None
     assert store.was_deleted(cell)
+    assert ("m@1", cell.fingerprint[:16]) in store.evaluated("squad")
     note = json.loads((folder_of(store, made["very old"]) / "deleted.json").read_text())
     assert f"{AUDIT}/{note['audit']}" == done.audit
     assert (note["fingerprint"], note["why"]) == (
