@@ -34,7 +34,7 @@ def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path |
 
     from eval_assets.commands.evaluating import evaluate_grid, show_verdict
     from eval_assets.commands.runs import RunFailedError, Runs
-    from eval_assets.grid.comparing import COLUMNS, shown
+    from eval_assets.grid.comparing import COLUMNS, come_since, shown
     from eval_assets.partitions import SUITE
     from resources.keys import ModelKey
 
@@ -48,8 +48,10 @@ def gate(out: Output, model: str, run: bool, summary: Path | None, junit: Path |
             if evaluated["failures"]:
                 raise RunFailedError("; ".join(evaluated["failures"]))
             given = runs.store.verdicts().get(key)
-            if given is not None and _other_tolerance(runs, key, given) and not _in_production(runs, key):
-                runs.judge_again(key)
+            if given is not None and not _in_production(runs, key):
+                came = come_since(runs.look.cells, given, entry.datasets(SUITE))
+                if came or _other_tolerance(runs, key, given):
+                    runs.judge_again(key)
         verdict = _todays_verdict(runs, key)
     show_verdict(out, verdict)
     if verdict["cells"]:
@@ -114,6 +116,7 @@ def _other_tolerance(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str 
 
 def _why_stale(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None:
     """What is not as it was when the verdict was given, if anything: files, benchmarks or settings."""
+    from eval_assets.grid.comparing import come_since
     from eval_assets.grid.prepared import has_same_items
     from eval_assets.grid.reconciling import Version, judgement
     from eval_assets.model_versions import measured
@@ -141,7 +144,8 @@ def _why_stale(runs: "Runs", key: str, verdict: Mapping[str, Any]) -> str | None
     cells = runs.cells([key], datasets)
     fingerprints = {(key, cell.dataset): cell.fingerprint[:16] for cell in cells}
     if judgement(Version(key, "", True, tuple(datasets)), fingerprints).fingerprint == verdict["fingerprint"]:
-        return None
+        came = come_since(runs.look.cells, verdict, datasets)
+        return came and f"it was judged without {came}, which has been evaluated since"
     for cell, benchmark in cells.items():
         counts = {
             one["samples"]
@@ -207,7 +211,7 @@ def junit_xml(verdict: Mapping[str, Any]) -> bytes:
 def rollback(out: Output, name: str, version: str | None) -> None:
     """Put the version before back into production."""
     from eval_assets.commands.runs import Runs
-    from eval_assets.promotion import ROLLBACK, record_move
+    from eval_assets.promotion import ROLLBACK, finish_move, move_record
     from resources.errors import UserError
     from resources.keys import ModelKey
 
@@ -219,6 +223,7 @@ def rollback(out: Output, name: str, version: str | None) -> None:
     now = runs.registry.aliases(name).get(alias)
     if now is None:
         raise UserError(f"model {name}: no version has the alias {alias!r}; nothing to roll back")
+    finish_move(runs.registry, runs.store, f"{name}@{now}")
     if version is None:
         moves = [
             move
@@ -234,7 +239,7 @@ def rollback(out: Output, name: str, version: str | None) -> None:
         raise UserError(f"model {name}: {alias} points to {now} already")
     runs.registry.revision(ModelKey.parse(f"{name}@{version}"))
     runs.registry.move_alias(name, alias, version, now)
-    record_move(runs.store, name, alias, now, version, ROLLBACK)
+    runs.store.save_promotion(name, move_record(alias, now, version, ROLLBACK))
     out.say(f"{name}: {alias} moved from {now} back to {version}")
     out.document({"name": name, "alias": alias, "from": now, "to": version})
 

@@ -1,7 +1,7 @@
 """Two versions on one benchmark, as the store has them: the comparison of their samples, and its verdict."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -58,6 +58,34 @@ def compare_cells(cells: Cells, candidate: str, baseline: str, dataset: str) -> 
         _evaluation(cells, baseline, dataset, None),
         benchmark.spec,
     )
+
+
+def evaluation_ids(cells: Cells, candidate: str, baseline: str, dataset: str) -> list[str | None]:
+    """The evaluations of both that `compare_cells` would compare now; None where there is none."""
+    found: list[str | None] = []
+    for key, against in ((candidate, baseline), (baseline, None)):
+        try:
+            found.append(_evaluation(cells, key, dataset, against)["evaluation_id"])
+        except TransientError:
+            raise
+        except UserError:
+            found.append(None)
+    return found
+
+
+def come_since(cells: Cells, verdict: Mapping[str, Any], datasets: Collection[str]) -> str | None:
+    """One of the `datasets` that a stored verdict could not compare and that may be comparable by now.
+
+    That is so once both its version and what that was compared with have an evaluation, and not the two that
+    could not be compared then: so it is asked at most once for each new evaluation, and not because another
+    version has become the baseline. A verdict of a time when they were not written down had none.
+    """
+    for dataset in verdict["missing"]:
+        if dataset in datasets:
+            ids = evaluation_ids(cells, verdict["model"], verdict["baseline"] or verdict["model"], dataset)
+            if None not in ids and ids != verdict.get("lacking", {}).get(dataset):
+                return str(dataset)
+    return None
 
 
 def compare_current(

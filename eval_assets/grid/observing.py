@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from eval_assets.grid import attempts
 from eval_assets.grid.cells import Cells
+from eval_assets.grid.comparing import come_since
 from eval_assets.grid.prepared import PreparedBenchmark, source_signature
 from eval_assets.grid.reconciling import Failures, Task, Version, World, short
 from eval_assets.grid.tracking import Tracking, tracked
@@ -114,7 +116,7 @@ class Observer:
             )
         late = _for_want_of_time(to_ask, asked, "versions were not looked at in their registries")
         until = began + seconds if thorough else None
-        return self._with_cells(versions, records, until, failures, late)
+        return self._with_cells(versions, records, verdicts, until, failures, late)
 
     def _ask(
         self, keys: Sequence[str], deadline: float, problems: MutableMapping[str, str]
@@ -197,6 +199,7 @@ class Observer:
         self,
         versions: Sequence[Version],
         records: Mapping[str, Mapping[str, object]],
+        verdicts: Mapping[str, Mapping[str, Any]],
         deadline: float | None,
         failures: Mapping[Task, Failures] | None,
         late: Sequence[str],
@@ -237,7 +240,12 @@ class Observer:
                     finished.add((version.model, dataset, fingerprint))
         return World(
             now=time.time(),
-            versions=tuple(versions),
+            versions=tuple(
+                replace(version, reopened=self._is_reopened(version, verdicts[version.model], evaluated))
+                if version.model in verdicts
+                else version
+                for version in versions
+            ),
             signatures={key: signature[:16] for key, signature in signatures.items()},
             prepared=prepared,
             fingerprints=fingerprints,
@@ -246,6 +254,18 @@ class Observer:
             failures=attempts.failures(self.instance) if failures is None else failures,
             not_looked_at=tuple(late),
         )
+
+    def _is_reopened(
+        self, version: Version, verdict: Mapping[str, Any], evaluated: Mapping[str, str]
+    ) -> bool:
+        if "moving" in verdict or version.baseline == version.model:
+            return "moving" in verdict
+        # The store is asked only where there is something to find: looks are many, and a store may be slow.
+        compared = (version.model, verdict["baseline"] or version.model)
+        shown = [
+            one for one in version.datasets if all(str(cell_key(one, key)) in evaluated for key in compared)
+        ]
+        return come_since(self.cells, verdict, shown) is not None
 
     def _evaluated(self, datasets: Iterable[str], deadline: float) -> dict[str, set[tuple[str, str]]]:
         """`ResultsStore.evaluated` of each benchmark that there is time for."""

@@ -76,7 +76,8 @@ class Version:
 
     `revision` is what its registry says of its files now, `registered` whether they are recorded as they are.
     `baseline` is the key of the version that it is compared with, if there is one, and `family` are the
-    datasets that gate it. `judged` is the fingerprint of its latest verdict.
+    datasets that gate it. `judged` is the fingerprint of its latest verdict; `reopened` says that it is to be
+    given again all the same: a cell that it lacked has come since, or a crash came between it and the alias.
     """
 
     model: str
@@ -85,6 +86,7 @@ class Version:
     datasets: tuple[str, ...]
     baseline: str | None = None
     judged: str | None = None
+    reopened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +207,10 @@ def _judgements(world: World, given_up: Mapping[Task, Failures]) -> Iterable[Tas
     held = {model.rpartition("@")[0] for work, model, _ in world.in_flight if work is Work.JUDGE}
     for version in world.versions:
         name = version.model.rpartition("@")[0]
-        if not version.registered or not version.datasets or version.baseline == version.model:
+        if not version.registered or not version.datasets:
             continue
+        if version.baseline == version.model and not version.reopened:
+            continue  # in production: it is not compared with itself
         family = [dataset for dataset in version.datasets if dataset not in unprepared]
         compared = [version.model]
         baseline = known.get(version.baseline or "")
@@ -217,7 +221,7 @@ def _judgements(world: World, given_up: Mapping[Task, Failures]) -> Iterable[Tas
         if not all((model, dataset) in settled for model in compared for dataset in family):
             continue
         task = judgement(version, world.fingerprints)
-        if version.judged == task.fingerprint or name in held:
+        if (version.judged == task.fingerprint and not version.reopened) or name in held:
             continue
         if task not in world.failures:
             held.add(name)  # the next one is compared with what production is then

@@ -14,9 +14,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 from dagster._core.storage.tags import RUN_KEY_TAG
 
 from eval_assets import promotion
+from eval_assets.__main__ import main
 from eval_assets.automation import LOOK_SECONDS, mark_deleted, nightly, weekly_recheck
 from eval_assets.definitions import definitions
 from eval_assets.grid import attempts
@@ -24,10 +26,12 @@ from eval_assets.grid.observing import Observer
 from eval_assets.grid.reconciling import Work
 from eval_assets.leaderboard import leaderboard_rows
 from resources.catalog import Catalog
+from resources.errors import UserError
 from resources.keys import ModelKey
 from resources.pods.tags import TASKS_TAG
 from resources.records import EvaluationRecord
 from resources.registries import Listing, RegistryUnavailableError
+from resources.registries.folder import FolderRegistry
 from resources.results import ResultsStore
 from resources.settings import Settings
 from tests.committed import committed_in
@@ -119,10 +123,100 @@ def test_an_alias_that_a_person_moves_while_a_version_is_judged_stays_where_they
     assert verdict["action"].startswith("not promoted: ")
 
 
+def test_the_version_in_production_keeps_its_verdict(automation: Automation) -> None:
+    """Materializing all partitions in the UI would put "first" in the place of what let it pass."""
+    automation.until_at_rest()
+    runs = automation.project.runs()
+    given = runs.store.verdicts()["tiny@2"]
+    runs.judge_again("tiny@2")
+    assert runs.store.verdicts()["tiny@2"] == given
+    event = automation.instance.get_latest_materialization_event(dg.AssetKey("promotion"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    shown = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    assert (shown["verdict"], shown["baseline"]) == ("passed", "tiny@1")
+    logged = [entry.user_message for entry in automation.instance.all_logs(event.run_id)]
+    assert (
+        f"tiny@2: in production, so its verdict stays: passed: {given['reason']}; {given['action']}" in logged
+    )
+    # One that a person put there unjudged gets none.
+    shutil.copytree(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    (automation.project.registry / "tiny" / "aliases.json").write_text('{"champion": "3"}')
+    automation.until_at_rest()
+    runs.judge_again("tiny@3")
+    assert "tiny@3" not in runs.store.verdicts()
+
+
+@pytest.mark.parametrize(
+    ("moment", "error"),
+    [
+        ("before the alias moves", UserError("the registry refuses it")),
+        ("after it", RuntimeError("killed")),
+        ("after its record", UserError("the store is full")),
+    ],
+)
+def test_whatever_ends_a_run_while_it_moves_the_alias_the_next_one_finishes_it(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch, moment: str, error: Exception
+) -> None:
+    """A move without its record can't be rolled back; a record without its move takes another version for
+    the champion; and the verdict that led to it is what people look for."""
+    move, save = FolderRegistry.move_alias, ResultsStore.save_promotion
+
+    def moving(self: FolderRegistry, name: str, alias: str, version: str, expected: str | None) -> None:
+        if version == "2" and moment == "before the alias moves":
+            raise error
+        move(self, name, alias, version, expected)
+        if version == "2" and moment == "after it":
+            raise error
+
+    def saving(self: ResultsStore, name: str, record: dict[str, Any]) -> None:
+        save(self, name, record)
+        if record["to"] == "2":
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderRegistry, "move_alias", moving)
+        if moment == "after its record":
+            patched.setattr(ResultsStore, "save_promotion", saving)
+        automation.until_at_rest()
+    store = automation.project.runs().store
+    written = [(None, "1"), ("1", "2")] if moment == "after its record" else [(None, "1")]
+    assert [(one["from"], one["to"]) for one in store.promotions("tiny")] == written
+    assert attempts.clear(automation.instance, "tiny@2") == 1  # or wait
+    assert automation.until_at_rest() == [("judge_models", "tiny@2")]
+    assert [(one["from"], one["to"]) for one in store.promotions("tiny")] == [(None, "1"), ("1", "2")]
+    verdict = store.verdicts()["tiny@2"]
+    assert (verdict["status"], verdict["baseline"], verdict["moved"]) == ("passed", "tiny@1", True)
+    assert verdict["action"] == "moved champion from 1 to 2"
+    assert "moving" not in verdict
+    assert automation.aliases() == {"champion": "2"}
+
+
+def test_a_rollback_finishes_what_a_killed_run_has_moved(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever rolls back does not wait for the automation to write down first what it has moved."""
+
+    save = ResultsStore.save_promotion
+
+    def refused(self: ResultsStore, name: str, record: dict[str, Any]) -> None:
+        if record["to"] == "2":
+            raise UserError("the store is full")
+        save(self, name, record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultsStore, "save_promotion", refused)
+        automation.until_at_rest()
+    assert automation.aliases() == {"champion": "2"}
+    assert CliRunner().invoke(main, ["rollback", "tiny"], catch_exceptions=False).exit_code == 0
+    assert automation.aliases() == {"champion": "1"}
+    moves = automation.project.runs().store.promotions("tiny")
+    assert [(one["from"], one["to"]) for one in moves] == [(None, "1"), ("1", "2"), ("2", "1")]
+
+
 def test_a_registry_that_is_down_is_one_skip_and_nothing_is_forgotten(
     automation: Automation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resources.registries.folder import FolderRegistry
 
     automation.tick()
     cursor = automation.cursor

@@ -6,16 +6,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
+from eval_assets import promotion
 from eval_assets.__main__ import main
 from eval_assets.commands.deciding import junit_xml, summary_of
+from eval_assets.evaluating.evaluator import evaluate
 from eval_assets.grid import attempts
+from eval_assets.grid.observing import Observer
 from eval_assets.grid.reconciling import Task, Work
+from resources.errors import UserError
+from resources.results import Cell
 from tests.committed import committed_in
 from tests.conftest import ROOT
 from tests.eval_assets.conftest import Automation, make_worse
@@ -192,6 +198,59 @@ def test_a_rollback_puts_the_version_before_back_and_is_recorded(automation: Aut
     assert (verdict["status"], verdict["moved"]) == ("passed", False)
     assert verdict["action"].startswith("not promoted: it was rolled back by hand")
     assert automation.aliases() == {"champion": "1"}
+
+
+@pytest.mark.parametrize("fails", ["tiny@1", "tiny@2"])
+def test_a_version_that_was_judged_without_a_cell_is_judged_again_once_that_is_there(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Otherwise it is never promoted or blocked, and the gate says 3 for good; also where the cell is the
+    baseline's, of which nothing changes in the version itself."""
+
+    def broken(cell: Cell, *rest: Any, **more: Any) -> Any:
+        if (cell.model, cell.dataset) == (fails, "sentences"):
+            raise UserError("the encoder is not installed")
+        return evaluate(cell, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("eval_assets.evaluations.evaluate", broken)
+        automation.until_at_rest()
+        assert automation.until_at_rest() == []
+    undecided = here("gate", "tiny@2")
+    assert undecided.exit_code == 3
+    assert f"not compared on sentences ({fails} has no evaluation of today's sentences)" in undecided.stdout
+    assert command("retry", fails).returncode == 0
+    judged_again = {"tiny@1": ["tiny@1", "tiny@2"], "tiny@2": ["tiny@2"]}[fails]
+    assert automation.until_at_rest() == [
+        ("evaluate_models", fails), *(("judge_models", key) for key in judged_again)
+    ]  # fmt: skip
+    assert automation.aliases() == {"champion": "2"}
+    assert here("gate", "tiny@2").exit_code == 0
+
+
+def test_a_version_whose_cell_was_not_valid_is_judged_again_once_that_was_evaluated_again(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forced evaluation has the fingerprint of the broken one. Until it comes, nothing is judged again."""
+    whole, store = promotion.judge, automation.project.runs().store
+
+    def damaged(look: Observer, model: str, *rest: Any) -> promotion.Judgement:
+        if model == "tiny@2":
+            for path, record in store.json_files("evaluations/sentences/tiny@2/*/evaluation.json"):
+                store.put_json(path, {**record, "status": "invalid"})
+        return whole(look, model, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, "judge", damaged)
+        automation.until_at_rest()
+    assert automation.until_at_rest() == []
+    assert "tiny@2 on sentences is not valid" in here("gate", "tiny@2").stdout
+    automation.project.runs().evaluate_cells("tiny@2", ["sentences"], force=True)
+    stale = here("gate", "tiny@2")
+    assert (stale.exit_code, stale.stderr) == (3, "")
+    assert "it was judged without sentences, which has been evaluated since; --run" in stale.stdout
+    assert automation.until_at_rest() == [("judge_models", "tiny@2")]
+    assert automation.aliases() == {"champion": "2"}
 
 
 def test_retry_takes_up_what_was_given_up(automation: Automation) -> None:

@@ -37,6 +37,10 @@ class Simulation(RuleBasedStateMachine):
         self.prepared: dict[str, int] = {}
         self.finished: set[tuple[str, str, str]] = set()
         self.judged: dict[str, str] = {}
+        self.lacking: dict[str, frozenset[tuple[str, str, str]]] = {}
+        """Of each judged version the cells, its own and its baseline's, that its verdict did without."""
+        self.moving: set[str] = set()
+        """Versions whose verdict has announced to move the alias and not said yet that it has."""
         self.failures: dict[Task, Failures] = {}
         self.queue: list[Request] = []
         self.given_up_before: set[Task] = set()
@@ -57,6 +61,7 @@ class Simulation(RuleBasedStateMachine):
                     DATASETS,
                     self.champions.get(model[0]),
                     self.judged.get(model),
+                    self.is_reopened(model),
                 )
                 for model, revision in self.registry.items()
             ),
@@ -67,6 +72,29 @@ class Simulation(RuleBasedStateMachine):
             in_flight={task.place for request in self.queue for task in request.tasks},
             failures=dict(self.failures),
         )
+
+    def is_reopened(self, model: str) -> bool:
+        if model == self.champions.get(model[0]):
+            return model in self.moving
+        return model in self.moving or bool(self.lacking.get(model, frozenset()) & self.finished)
+
+    def judge(self, task: Task, world: World, *, killed: bool = False) -> None:
+        """The verdict on a version and what follows, or what of it comes before the kill."""
+        champion = self.champions.get(task.model[0])
+        if champion != task.model:
+            wanted = {
+                (model, dataset, world.fingerprints[model, dataset])
+                for model in (task.model, champion or task.model)
+                for dataset in DATASETS
+                if (model, dataset) in world.fingerprints
+            }
+            self.judged[task.model] = task.fingerprint
+            self.lacking[task.model] = frozenset(wanted - self.finished)
+            if champion is None and task.model in self.registry:
+                self.moving.add(task.model)
+                self.champions[task.model[0]] = task.model
+        if not killed:
+            self.moving.discard(task.model)
 
     def succeed(self, request: Request) -> None:
         world = self.world()
@@ -80,9 +108,7 @@ class Simulation(RuleBasedStateMachine):
                 case Work.EVALUATE:
                     self.finished.add((task.model, task.dataset, task.fingerprint))
                 case Work.JUDGE:
-                    self.judged[task.model] = task.fingerprint
-                    if task.model in {version.model for version in world.versions}:
-                        self.champions.setdefault(task.model[0], task.model)
+                    self.judge(task, world)
 
     # -- what the world does -----------------------------------------------------------------------
 
@@ -135,6 +161,23 @@ class Simulation(RuleBasedStateMachine):
             times = self.failures[task].times if task in self.failures else 0
             self.failures[task] = Failures(times + 1, self.now, "it broke", permanent)
 
+    @precondition(lambda self: any(request.work is Work.JUDGE for request in self.queue))
+    @rule(data=st.data())
+    def a_run_is_killed_between_its_verdict_and_its_end(self, data: st.DataObject) -> None:
+        judging = [request for request in self.queue if request.work is Work.JUDGE]
+        request = data.draw(st.sampled_from(judging))
+        self.queue.remove(request)
+        (task,) = request.tasks
+        self.judge(task, self.world(), killed=True)
+        times = self.failures[task].times if task in self.failures else 0
+        self.failures[task] = Failures(times + 1, self.now, "killed")
+
+    @precondition(lambda self: self.failures)
+    @rule(data=st.data())
+    def somebody_has_what_failed_tried_again(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(sorted({task.model for task in self.failures})))
+        self.failures = {task: failed for task, failed in self.failures.items() if task.model != model}
+
     @precondition(lambda self: self.queue)
     @rule(data=st.data())
     def a_run_vanishes_with_its_daemon(self, data: st.DataObject) -> None:
@@ -164,7 +207,7 @@ class Simulation(RuleBasedStateMachine):
         """Convergence: from any state, ticks and successful runs alone lead to nothing left to do."""
         copy = Simulation()
         for name in ("now", "registry", "champions", "editions", "registered", "prepared", "finished",
-                     "judged", "failures"):  # fmt: skip
+                     "judged", "lacking", "moving", "failures"):  # fmt: skip
             value = getattr(self, name)
             setattr(copy, name, value if isinstance(value, float) else type(value)(value))
         for _ in range(200):
@@ -190,6 +233,7 @@ class Simulation(RuleBasedStateMachine):
                 done = (version.model, dataset, fingerprint) in world.finished
                 assert done or Task(Work.EVALUATE, version.model, dataset, fingerprint) in given_up
             task = judgement(version, world.fingerprints)
+            assert not version.reopened or task in given_up, f"{version.model}'s verdict is out of date"
             family = [dataset for dataset in version.datasets if dataset in world.prepared]
             assert (
                 version.model == version.baseline
@@ -272,6 +316,23 @@ def test_a_moved_alias_does_not_judge_everything_again() -> None:
     task = judgement(version, fingerprints)
     assert task == judgement(replace(version, baseline="a@3"), fingerprints)
     assert task != judgement(version, {**fingerprints, ("a@2", "arc"): "another"})
+
+
+def test_a_verdict_that_is_out_of_date_is_given_again_though_nothing_of_its_task_has_changed() -> None:
+    """A version that was judged while one of its cells was given up would stay undecided for good."""
+    version = Version("a@2", "r", True, ("arc",), "a@1")
+    champion = Version("a@1", "r", True, ("arc",), "a@1")
+    fingerprints = {("a@1", "arc"): "1", ("a@2", "arc"): "2"}
+    judged = replace(version, judged=judgement(version, fingerprints).fingerprint)
+    world = _world(
+        versions=(champion, judged), fingerprints=fingerprints,
+        finished={("a@1", "arc", "1"), ("a@2", "arc", "2")},
+    )  # fmt: skip
+    assert reconcile(world).requests == ()
+    again = replace(world, versions=(champion, replace(judged, reopened=True)))
+    assert [(r.work, r.model) for r in reconcile(again).requests] == [(Work.JUDGE, "a@2")]
+    unwritten = replace(world, versions=(replace(champion, reopened=True), judged))
+    assert [(r.work, r.model) for r in reconcile(unwritten).requests] == [(Work.JUDGE, "a@1")]
 
 
 def test_a_task_is_tried_three_times_and_no_more() -> None:

@@ -29,7 +29,7 @@ from eval_assets.operations.monitoring import (
     read_instance,
 )
 from eval_assets.operations.pushgateway import Pushing
-from eval_assets.promotion import record_move
+from eval_assets.promotion import move_record
 from resources.catalog import Catalog, Refresh
 from resources.errors import BusyError, TransientError, UserError
 from resources.pods.tags import ENDED_TAG
@@ -180,10 +180,10 @@ def test_more_failing_tasks_than_are_named_are_counted(
 
 
 def test_a_champion_dates_from_the_last_move_to_it(store: ResultsStore) -> None:
-    record_move(store, "org/m", "champion", None, "1", "first")
-    record_move(store, "org/m", "champion", "1", "2", "better")
+    store.save_promotion("org/m", move_record("champion", None, "1", "first"))
+    store.save_promotion("org/m", move_record("champion", "1", "2", "better"))
     before = datetime.now(UTC).timestamp()
-    record_move(store, "org/m", "champion", "2", "1", "rollback")
+    store.save_promotion("org/m", move_record("champion", "2", "1", "rollback"))
     moves = moves_in(store)
     assert moves["org/m", "1"] >= before > moves["org/m", "2"]
 
