@@ -244,7 +244,8 @@ def _why_not(
     if candidate is None and in_production in order and order.index(in_production) > order.index(found.model):
         return f"not promoted: {in_production} was registered after it"
     if any(
-        (move["from"], move["why"]) == (key.version, ROLLBACK) for move in look.store.promotions(key.name)
+        (move["alias"], move["from"], move["why"]) == (alias, key.version, ROLLBACK)
+        for move in look.store.promotions(key.name)
     ):
         return "not promoted: it was rolled back by hand; move the alias by hand to bring it back"
     return None

@@ -228,7 +228,9 @@ def rollback(out: Output, name: str, version: str | None) -> None:
         moves = [
             move
             for move in runs.store.promotions(name)
-            if move["to"] == now and move["from"] is not None and move["why"] != ROLLBACK
+            if (move["alias"], move["to"]) == (alias, now)
+            and move["from"] is not None
+            and move["why"] != ROLLBACK
         ]
         if not moves:
             raise UserError(

@@ -200,6 +200,29 @@ def test_a_rollback_puts_the_version_before_back_and_is_recorded(automation: Aut
     assert automation.aliases() == {"champion": "1"}
 
 
+def test_a_rollback_goes_by_the_moves_of_the_alias_that_there_is_now(
+    automation: Automation, tmp_path: Path
+) -> None:
+    """After champion has been renamed to production, what champion once was says nothing of production."""
+    automation.until_at_rest()
+    assert here("rollback", "tiny").exit_code == 0  # champion: 2 -> 1
+    with (tmp_path / "models.yaml").open("a") as tracked:
+        tracked.write("    baseline: {alias: production}\n")
+    aliases = automation.project.registry / "tiny" / "aliases.json"
+    aliases.write_text(json.dumps({"champion": "2", "production": "2"}))
+    refused = command("rollback", "tiny")
+    assert refused.returncode == 2
+    assert "no record of what was production before 2; name it with --to VERSION" in refused.stderr
+    # Nor was 2 rolled back as production: once it is judged anew and passes, it is promoted.
+    aliases.write_text(json.dumps({"champion": "2", "production": "1"}))
+    with (automation.project.benchmarks / "sentences.jsonl").open("a") as rows:
+        rows.write('{"text": "The horse sleeps near the house."}\n')
+    automation.until_at_rest()
+    assert automation.aliases() == {"champion": "2", "production": "2"}
+    assert here("rollback", "tiny").exit_code == 0
+    assert automation.aliases() == {"champion": "2", "production": "1"}
+
+
 @pytest.mark.parametrize("fails", ["tiny@1", "tiny@2"])
 def test_a_version_that_was_judged_without_a_cell_is_judged_again_once_that_is_there(
     automation: Automation, monkeypatch: pytest.MonkeyPatch, fails: str
