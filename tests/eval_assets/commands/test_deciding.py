@@ -251,10 +251,8 @@ def test_a_version_that_was_judged_without_a_cell_is_judged_again_once_that_is_t
     assert here("gate", "tiny@2").exit_code == 0
 
 
-def test_a_version_whose_cell_was_not_valid_is_judged_again_once_that_was_evaluated_again(
-    automation: Automation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A forced evaluation has the fingerprint of the broken one. Until it comes, nothing is judged again."""
+def judged_invalid(automation: Automation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let everything run, where tiny@2 on sentences comes out as not valid."""
     whole, store = promotion.judge, automation.project.runs().store
 
     def damaged(look: Observer, model: str, *rest: Any) -> promotion.Judgement:
@@ -266,6 +264,13 @@ def test_a_version_whose_cell_was_not_valid_is_judged_again_once_that_was_evalua
     with monkeypatch.context() as patched:
         patched.setattr(promotion, "judge", damaged)
         automation.until_at_rest()
+
+
+def test_a_version_whose_cell_was_not_valid_is_judged_again_once_that_was_evaluated_again(
+    automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forced evaluation has the fingerprint of the broken one. Until it comes, nothing is judged again."""
+    judged_invalid(automation, monkeypatch)
     assert automation.until_at_rest() == []
     assert "tiny@2 on sentences is not valid" in here("gate", "tiny@2").stdout
     automation.project.runs().evaluate_cells("tiny@2", ["sentences"], force=True)
@@ -274,6 +279,25 @@ def test_a_version_whose_cell_was_not_valid_is_judged_again_once_that_was_evalua
     assert "it was judged without sentences, which has been evaluated since; --run" in stale.stdout
     assert automation.until_at_rest() == [("judge_models", "tiny@2")]
     assert automation.aliases() == {"champion": "2"}
+
+
+def test_a_gate_that_runs_judges_again_also_where_another_version_is_in_production_since(
+    automation: Automation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CI's own instance knows nothing of what the version was compared with: it would say for good that
+    --run judges it again."""
+    judged_invalid(automation, monkeypatch)
+    shutil.copytree(automation.project.registry / "tiny" / "1", automation.project.registry / "tiny" / "3")
+    (automation.project.registry / "tiny" / "aliases.json").write_text('{"champion": "3"}')
+    automation.until_at_rest()
+    automation.project.runs().evaluate_cells("tiny@2", ["sentences"], force=True)
+    (tmp_path / "ci").mkdir()
+    shutil.copy(ROOT / "deployments" / "local" / "dagster.yaml", tmp_path / "ci")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "ci"))
+    passed = command("gate", "tiny@2", "--run")
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    verdict = automation.project.runs().store.verdicts()["tiny@2"]
+    assert (verdict["status"], verdict["baseline"]) == ("passed", "tiny@3")
 
 
 def test_retry_takes_up_what_was_given_up(automation: Automation) -> None:
