@@ -234,7 +234,8 @@ def _why_not(
     """Why the alias must stay where it is, in one line; None where all says that it may move."""
     alias, key = entry.baseline.alias, ModelKey.parse(found.model)
     if found.status not in ("first", "passed"):
-        return "blocked" if found.status == "failed" else "not promoted: more items are needed"
+        lacks = "not every benchmark could be compared" if found.missing else "more items are needed"
+        return "blocked" if found.status == "failed" else f"not promoted: {lacks}"
     if alias is None:
         return "nothing to move: the baseline is a fixed version"
     candidate = look.registry.aliases(key.name).get(entry.candidate)

@@ -242,6 +242,7 @@ def test_a_version_that_was_judged_without_a_cell_is_judged_again_once_that_is_t
     undecided = here("gate", "tiny@2")
     assert undecided.exit_code == 3
     assert f"not compared on sentences ({fails} has no evaluation of today's sentences)" in undecided.stdout
+    assert "undecided, not promoted: not every benchmark could be compared" in undecided.stdout
     assert command("retry", fails).returncode == 0
     judged_again = {"tiny@1": ["tiny@1", "tiny@2"], "tiny@2": ["tiny@2"]}[fails]
     assert automation.until_at_rest() == [
