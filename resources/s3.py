@@ -55,8 +55,10 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types
     # What breaks off in the middle of a file is tried again by these, from the next request on.
 
     async def _cat_file(self, path: str, *arguments: Any, **options: Any) -> Any:
+        # With more than one piece at a time it would first ask for the size, of a listing that it has kept: a
+        # file that was put there since would not be there.
         with _in_one_line(path):
-            return await super()._cat_file(path, *arguments, **options)
+            return await super()._cat_file(path, *arguments, **{"max_concurrency": 1, **options})
 
     async def _get_file(self, rpath: str, lpath: str, *arguments: Any, **options: Any) -> None:
         with _in_one_line(rpath):

@@ -72,7 +72,8 @@ class Storage:
             self._in_parts = {"chunksize": _PART_BYTES}
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder."""
+        """Whether there is a file or folder, also where a listing of before lacks it."""
+        self.filesystem.invalidate_cache(f"{self.root}/{path}")
         return bool(self.filesystem.exists(f"{self.root}/{path}"))
 
     def put(self, path: str, content: bytes, content_type: str | None = None) -> None:

@@ -106,7 +106,8 @@ FAMILIES: Mapping[str, Family] = {
         "tasks that failed in the last 24 hours, each try counted", ("work", "reason")
     ),
     "llm_evaluation_failures_in_a_row": Family(
-        "how often a task has failed since it last succeeded, of at most 200; given_up is yes or no",
+        "how often a task has failed since it last succeeded, within seven days, of at most 200; "
+        "given_up is yes or no",
         ("work", *CELL, "given_up"),
     ),
     "llm_evaluation_failing_left_out": Family("failing tasks beyond those 200"),

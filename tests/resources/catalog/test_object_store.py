@@ -12,6 +12,7 @@ import resources.catalog.catalogue
 from resources.catalog import Catalog, Refresh
 from resources.errors import UserError
 from resources.results import ResultsStore
+from resources.s3 import PatientS3
 from tests.resources.catalog.relations import relations
 from tests.resources.catalog.test_catalogue import commit, query
 from tests.s3_proxy import Weather
@@ -48,6 +49,17 @@ def test_throttling_and_cut_connections_delay_a_commit_and_a_refresh_and_change_
     assert query(catalog, "SELECT count(*), count(DISTINCT model) FROM samples") == [(5, 2)]
     assert len(weather.kinds) >= 6
     assert max(weather.kinds.values()) > 8
+
+
+def test_what_another_process_puts_after_a_listing_is_there_at_once(store: ResultsStore) -> None:
+    """A committed evaluation that is not seen is computed again."""
+    store.put_json("models/first.json", {})
+    assert list(store.listing("models/*.json")) == ["models/first.json"]
+    another = PatientS3(**store.filesystem.storage_options, skip_instance_cache=True)
+    another.pipe_file(f"{store.root}/models/second.json", b"{}")
+    assert store.get_json("models/second.json") == {}
+    another.pipe_file(f"{store.root}/models/third.json", b"{}")
+    assert store.exists("models/third.json")
 
 
 def test_what_a_listing_lacks_is_there_after_the_next_look(store: ResultsStore, weather: Weather) -> None:

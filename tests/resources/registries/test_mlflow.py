@@ -505,8 +505,8 @@ def test_a_missing_client_is_one_line() -> None:
         "except UserError as error: print(error)"
     )
     assert re.fullmatch(
-        r"MLflow at http://127\.0\.0\.1:9 needs MLflow's client \(.*\); "
-        r"pip install 'continuous-model-evaluation\[mlflow\]'\n",
+        r"MLflow at http://127\.0\.0\.1:9 needs MLflow's client \(.*\): "
+        r"install the extra 'mlflow' \(pip install -c constraints\.txt -e '\.\[mlflow\]'\)\n",
         done.stdout,
     ), done.stderr
 
