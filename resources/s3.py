@@ -70,7 +70,7 @@ def _in_one_line(where: str) -> Iterator[None]:
     """Turn what no file system raises into one line for the user."""
     try:
         yield
-    except Exception as error:  # as above; what no user can put right is raised as it is
+    except Exception as error:  # of three libraries; what no user can put right is raised as it is
         reason = " ".join(str(error).split()) or type(error).__name__
         if _passes(error):
             raise TransientError(

@@ -34,10 +34,10 @@ os.environ["EVAL_BENCHMARKS"] = str(BENCHMARKS)
 from resources.engines.settings import EngineSettings  # noqa: E402  (the path must be set first)
 from resources.engines.transformers_engine import TransformersEngine  # noqa: E402
 from resources.results import ResultsStore  # noqa: E402
-from resources.s3 import PatientS3  # noqa: E402  (as above)
+from resources.s3 import PatientS3  # noqa: E402  (the path must be set first)
 from tests.resources.registries.mlflow_server import MlflowServer, mlflow_server  # noqa: E402
 from tests.s3 import s3_server  # noqa: E402
-from tests.s3_proxy import Weather, bad_weather  # noqa: E402  (as above)
+from tests.s3_proxy import Weather, bad_weather  # noqa: E402  (the path must be set first)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

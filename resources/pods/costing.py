@@ -25,7 +25,7 @@ CPU_TFLOPS = 0.08
 """About what a core with AVX2 gets done in float32."""
 CHARACTERS_A_TOKEN = 4.0
 RECENT_SECONDS = 60.0
-"""For so long what was read of finished evaluations counts: each run is planned twice, and many at once."""
+"""For so long the last evaluations count as they were read: each run is planned twice, and many at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +110,12 @@ def check_budget(
 
 
 def spent_this_month(store: ResultsStore) -> float:
-    """The cost of the evaluations that ended in this calendar month (UTC)."""
+    """The cost of the evaluations that ended in this calendar month (UTC), as of now: a budget is a bound."""
     month = f"{datetime.now(UTC):%Y-%m}"
-
-    def read() -> float:
-        records = (record for _, record in store.json_files(f"evaluations/*/*/*/{RECORD}"))
-        return sum(
-            float(r.get("cost") or 0.0) for r in records if str(r.get("finished_at", "")).startswith(month)
-        )
-
-    return _recent.get((store.scheme, store.root, month), read)
+    records = (record for _, record in store.json_files(f"evaluations/*/*/*/{RECORD}"))
+    return sum(
+        float(r.get("cost") or 0.0) for r in records if str(r.get("finished_at", "")).startswith(month)
+    )
 
 
 def _latest(dataset: str, name: str, accelerator: str, store: ResultsStore) -> EvaluationRecord | None:

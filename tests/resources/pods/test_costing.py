@@ -65,7 +65,7 @@ def test_many_pods_are_sized_by_what_was_listed_once_within_a_minute(
     prepared: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run is planned when it is submitted and when it is launched. A listing for each version and
-    benchmark, and one of the whole store, each time, would hold up the sensor of a large store for minutes.
+    benchmark, each time, would hold up the sensor of a large store for minutes. What was spent is exact.
     """
     now, walked = [0.0], []
     monkeypatch.setattr(costing, "_clock", lambda: now[0])
@@ -91,13 +91,13 @@ def test_many_pods_are_sized_by_what_was_listed_once_within_a_minute(
     for version in range(20):
         ended(version, 10.0, 2.0)
     assert [planned() for _ in range(5)] == [(100.0, 40.0)] * 5
-    assert len(walked) == 2
+    assert len([pattern for pattern in walked if "/squad/" in pattern]) == 1
     ended(20, 60.0, 0.5)
     now[0] = 59.9
-    assert planned() == (100.0, 40.0)
+    assert planned() == (100.0, 40.5)
     now[0] = 60.0
     assert planned() == (600.0, 40.5)
-    assert len(walked) == 4
+    assert len([pattern for pattern in walked if "/squad/" in pattern]) == 2
 
 
 def test_a_benchmark_that_was_never_prepared_is_named(store: ResultsStore) -> None:
